@@ -1,0 +1,89 @@
+"""Fixtures: the embedded model expanded once a run, and a real ComfyUI server for tests marked ``comfyui``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from realera_nodes.demo import expand
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """The embedded model as a diffusers pipeline on the CPU."""
+    from realera_nodes.demo.gallery import load_pipeline
+
+    return load_pipeline("cpu")
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    from realera_nodes.demo.gallery import load_classifier
+
+    return load_classifier()
+
+
+@dataclass
+class ComfyServer:
+    url: str
+    base: Path
+    log: Path
+
+
+def find_comfyui() -> tuple[Path, Path] | None:
+    """(ComfyUI folder, its Python) from COMFYUI_PATH and COMFYUI_PYTHON, else ~/ComfyUI and its .venv."""
+    root = Path(os.environ.get("COMFYUI_PATH", Path.home() / "ComfyUI"))
+    python = Path(os.environ.get("COMFYUI_PYTHON", root / ".venv" / "bin" / "python"))
+    return (root, python) if (root / "main.py").exists() and python.exists() else None
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A ComfyUI server on a free port, with its own empty base directory and the embedded checkpoint in it."""
+    found = find_comfyui()
+    if found is None:
+        pytest.skip("NO COMFYUI: set COMFYUI_PATH (and COMFYUI_PYTHON), or keep one at ~/ComfyUI, to run the server tests")
+    root, python = found
+    base = tmp_path_factory.mktemp("comfyui")
+    checkpoints = base / "models" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    shutil.copyfile(expand.checkpoint_path(), checkpoints / expand.CHECKPOINT)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    log = base / "server.log"
+    command = [str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=root, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        yield ComfyServer(f"http://127.0.0.1:{port}", base, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def wait_until_ready(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
+    import httpx
+
+    end = time.time() + seconds
+    while time.time() < end:
+        if process.poll() is not None:
+            pytest.fail(f"ComfyUI stopped while starting:\n{log.read_text()[-4000:]}")
+        try:
+            if httpx.get(f"{url}/system_stats", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    pytest.fail(f"ComfyUI was not ready after {seconds:.0f} s:\n{log.read_text()[-4000:]}")
