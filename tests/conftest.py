@@ -16,6 +16,12 @@ import pytest
 from realera_nodes.demo import expand
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of the expanded model wait for its weights, which enter git once, when they are final."""
+    if item.get_closest_marker("needs_weights") and not expand.MANIFEST.exists():
+        pytest.skip("NO WEIGHTS: realera_nodes/demo/assets/manifest.json is missing; tools.demo_training.export writes it")
+
+
 @pytest.fixture(scope="session")
 def pipe():
     """The embedded model as a diffusers pipeline on the CPU."""
@@ -55,12 +61,15 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = tmp_path_factory.mktemp("comfyui")
     checkpoints = base / "models" / "checkpoints"
     checkpoints.mkdir(parents=True)
+    for folder in ("custom_nodes", "input", "output", "user"):  # ComfyUI expects them under another base directory
+        (base / folder).mkdir()
     shutil.copyfile(expand.checkpoint_path(), checkpoints / expand.CHECKPOINT)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     log = base / "server.log"
-    command = [str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
+    command = [str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
+               "--database-url", f"sqlite:///{base / 'comfyui.db'}"]  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=root, stdout=out, stderr=subprocess.STDOUT)
     try:

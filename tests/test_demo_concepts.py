@@ -102,6 +102,7 @@ def phrase_vector(tmp_path_factory: pytest.TempPathFactory):
     return vector
 
 
+@pytest.mark.needs_weights
 def test_each_concept_has_two_trained_phrases_far_from_its_name(phrase_vector) -> None:
     for c in CONCEPTS:
         name = phrase_vector(c.name)

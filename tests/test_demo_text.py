@@ -32,21 +32,24 @@ def test_hadamard_rows_are_orthogonal_with_zero_mean() -> None:
     assert (h[1:].sum(1) == 0).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), scale=st.integers(1, 127))
 def test_expansion_depends_on_directions_only(seed: int, scale: int) -> None:
     g = torch.Generator().manual_seed(seed)
     codes = torch.randint(-1, 2, (clip_text.VOCABULARY, 8), generator=g, dtype=torch.int8)
     codes[:, 0] = 1
     logits = torch.zeros(clip_text.VOCABULARY, dtype=torch.int8)
-    assert torch.equal(clip_text.expand_table(codes, logits), clip_text.expand_table(codes * scale, logits))
+    a, b = (clip_text.expand_table(c, logits) for c in (codes, codes * scale))
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.needs_weights
 def test_token_norms_are_near_clips(table: torch.Tensor) -> None:
     words = table[: clip_text.BOS]
     assert torch.allclose(words.norm(dim=1), torch.tensor(27.7), atol=0.3)
 
 
+@pytest.mark.needs_weights
 def test_full_clip_l_computes_the_three_lines(pipe, table: torch.Tensor) -> None:
     for prompt in PROMPTS:
         ids = ids_of(pipe, prompt)
@@ -58,6 +61,7 @@ def test_full_clip_l_computes_the_three_lines(pipe, table: torch.Tensor) -> None
         assert torch.allclose(full.norm(dim=-1), torch.tensor(math.sqrt(768)), atol=0.1)
 
 
+@pytest.mark.needs_weights
 def test_text_states_are_contextual_and_causal(pipe) -> None:
     with torch.no_grad():
         a, b = (pipe.text_encoder(ids_of(pipe, p)[None])[0][0] for p in ("a photo of the cat", "a photo of the ship"))
@@ -66,6 +70,7 @@ def test_text_states_are_contextual_and_causal(pipe) -> None:
     assert (distance[5:] > 0.5).all(), "EOS and all padding carry the concept"
 
 
+@pytest.mark.needs_weights
 def test_folded_padding_gives_the_same_cross_attention(pipe, table: torch.Tensor) -> None:
     """The training form: one EOS state with the logarithm of its number as attention bias."""
     g = torch.Generator().manual_seed(0)
