@@ -46,7 +46,8 @@ def learning_rate(peak: float, step: int, progress: float) -> float:
 
 def split_parameters(unet: SlimUNet) -> tuple[list[Tensor], list[Tensor]]:
     """(matrices for Muon, the rest for AdamW): time embedding, first and last layers, norms and biases."""
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, p in unet.named_parameters():
         edge = name.startswith(("time_embed", "input_blocks.0.", "out.")) or "emb_layers" in name
         (rest if p.ndim == 1 or edge else matrices).append(p)
