@@ -73,7 +73,10 @@ def sha256(path: Path) -> str:
 def manifest() -> dict:
     """Hashes of the assets and of what they expand to."""
     if not MANIFEST.exists():
-        raise DemoAssetError(f"{MANIFEST.name} is missing from {ASSETS}: reinstall the package to restore the model.")
+        raise DemoAssetError(
+            f"the embedded model's weights are not in {ASSETS} ({MANIFEST.name} is missing): reinstall a release that "
+            "has them, or train and export them as docs/demo-model.md tells."
+        )
     return json.loads(MANIFEST.read_text())
 
 
