@@ -30,8 +30,11 @@ def load_pipeline(device: str | None = None) -> Any:
     """The embedded model as a diffusers pipeline in float32, on a GPU if torch sees one."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     logging.set_verbosity_error()  # "you have disabled the safety checker": there is none for 64-pixel icons
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     pipe = StableDiffusionPipeline.from_pretrained(pipeline_path(), torch_dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
