@@ -1,0 +1,1 @@
+"""Names and files: key maps, LoRA and checkpoint writers, metadata, streaming safetensors."""

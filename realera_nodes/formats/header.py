@@ -1,0 +1,141 @@
+"""The header of a safetensors file: parsed without trusting it, and written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..core.errors import ErasureError
+
+#: bits per element; a dtype that is not here can be copied but not checked
+BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6,
+        "F6_E3M2": 6, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+        "C64": 64}  # fmt: skip
+MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+
+
+class Entry(NamedTuple):
+    """One tensor: dtype as the header spells it, shape, and its bytes from ``begin`` to ``end`` within the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+def parse_header(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
+    """Entries in header order, metadata, and the position of the data.
+
+    Raises:
+        ErasureError: missing, a folder, unreadable, empty, truncated, a pickle, or not a valid safetensors file.
+    """
+    if path.is_dir():
+        raise ErasureError(f"{path} is a folder, not a safetensors file: choose a file inside it.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            text = file.read(length) if length <= MAX_HEADER else file.read(64)
+    except FileNotFoundError as error:
+        raise ErasureError(f"{path} does not exist: check the path.") from error
+    except PermissionError as error:
+        raise ErasureError(f"{path} cannot be read, you lack the permission: change its permissions.") from error
+    if size == 0:
+        raise ErasureError(f"{path.name} is empty: download it again.")
+    _refuse_other_formats(path, start + text[:64])
+    if length > MAX_HEADER:
+        raise ErasureError(f"{path.name} is not a safetensors file (its header would be {length} bytes long): download it again.")
+    if len(start) < 8 or len(text) < length:
+        raise ErasureError(f"{path.name} is truncated inside its header: download it again.")
+    header = _decode(path, text)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _invalid(path, "its metadata are not text")
+    entries = {name: _entry(path, name, value) for name, value in header.items()}
+    _check_ranges(path, entries, size - 8 - length)
+    return entries, metadata, 8 + length
+
+
+def _invalid(path: Path, why: str) -> ErasureError:
+    return ErasureError(f"{path.name} is not a valid safetensors file ({why}): download it again or save it anew.")
+
+
+def _refuse_other_formats(path: Path, start: bytes) -> None:
+    looks_like_safetensors = start[8:9] == b"{"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")) or (path.suffix.lower() in PICKLES and not looks_like_safetensors):
+        raise ErasureError(
+            f"{path.name} is a pickle, which can run code when opened: open it in a tool you trust and save as .safetensors; "
+            "this project never opens pickles."
+        )
+    if start.startswith(b"GGUF"):
+        raise ErasureError(f"{path.name} is a quantised GGUF file: use the float16 .safetensors version of the model.")
+    if start.startswith(b"version https://git-lfs"):
+        raise ErasureError(f"{path.name} is a Git LFS pointer, not the model itself: run git lfs pull or download it again.")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ErasureError(f"{path.name} is a web page, not a model: the download failed, download it again.")
+
+
+def _decode(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise _invalid(path, "a name occurs twice in its header")
+        return result
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except ErasureError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ErasureError(f"{path.name} is not a safetensors file (its header is not JSON): download it again.") from error
+    if not isinstance(header, dict):
+        raise ErasureError(f"{path.name} is not a safetensors file (its header is not a JSON object): download it again.")
+    return header
+
+
+def _entry(path: Path, name: str, value: Any) -> Entry:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise _invalid(path, f"the entry of {name} is incomplete") from error
+    if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or end < begin:
+        raise _invalid(path, f"the entry of {name} makes no sense")
+    if dtype in BITS and math.prod(shape) * BITS[dtype] != (end - begin) * 8:
+        raise _invalid(path, f"the size of {name} does not fit its shape {list(shape)} of {dtype}")
+    return Entry(dtype, shape, begin, end)
+
+
+def _check_ranges(path: Path, entries: Mapping[str, Entry], available: int) -> None:
+    """The tensors must cover the data without overlaps or holes: the safetensors library refuses anything else."""
+    at = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin < at:
+            raise _invalid(path, f"{name} overlaps another tensor")
+        if entry.begin > at:
+            raise _invalid(path, f"there is a hole before {name}")
+        at = entry.end
+    if at > available:
+        raise ErasureError(
+            f"{path.name} is truncated: its header announces {at} bytes of tensors but {available} are there; download it again."
+        )
+    if at < available:
+        raise _invalid(path, f"{available - at} bytes follow the last tensor")
+
+
+def encode_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+    """Length and header in the order given, padded with spaces so that the data begin at a multiple of 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, entry in entries.items():
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
