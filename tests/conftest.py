@@ -16,12 +16,6 @@ import pytest
 from realera_nodes.demo import expand
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests of the expanded model wait for its weights, which enter git once, when they are final."""
-    if item.get_closest_marker("needs_weights") and not expand.MANIFEST.exists():
-        pytest.skip("NO WEIGHTS: realera_nodes/demo/assets/manifest.json is missing; tools.demo_training.export writes it")
-
-
 @pytest.fixture(scope="session")
 def pipe():
     """The embedded model as a diffusers pipeline on the CPU."""

@@ -14,7 +14,7 @@ from PIL import Image
 from realera_nodes.demo import expand
 from realera_nodes.demo.gallery import judge
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.needs_weights]
+pytestmark = pytest.mark.comfyui
 
 #: 999 / 27 is whole, so that both hosts step through the same integer timesteps
 STEPS, SEED, GUIDANCE, BATCH = 28, 42, 5.0, 2

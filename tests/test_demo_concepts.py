@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-import torch
-import torch.nn.functional as F
-
 from realera_nodes.demo import clip_text
+from realera_nodes.demo.bpe import write_tokenizer
 from realera_nodes.demo.concepts import CIFAR10, demo_concepts, eraser_inputs
 from realera_nodes.demo.expand import load_asset
 from tools.demo_training.captions import caption, every_caption_part
+from tools.demo_training.text_encoder import phrase_vectors
 
 ROOT = Path(__file__).parent.parent
 CONCEPTS = demo_concepts()
@@ -81,30 +79,14 @@ def test_associated_phrases_appear_in_no_code_that_erases() -> None:
         assert not found, (path, found)
 
 
-@pytest.fixture(scope="module")
-def phrase_vector(tmp_path_factory: pytest.TempPathFactory):
-    """Unit EOS state of a bare phrase without EOS's own direction: where its cosine to a name is measured."""
+def test_each_concept_has_two_trained_phrases_far_from_its_name(tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
-    from realera_nodes.demo.bpe import write_tokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    write_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
     asset = load_asset("text")
     table = clip_text.expand_table(asset["codes"], asset["logits"])
-    own = F.normalize(table[clip_text.EOS], dim=0)
-
-    def vector(phrase: str) -> torch.Tensor:
-        state = clip_text.encode_vectors(table[torch.tensor(tokenizer(phrase)["input_ids"])][None])[0, -1]
-        return F.normalize(state - (state @ own) * own, dim=0)
-
-    return vector
-
-
-@pytest.mark.needs_weights
-def test_each_concept_has_two_trained_phrases_far_from_its_name(phrase_vector) -> None:
     for c in CONCEPTS:
-        name = phrase_vector(c.name)
-        cosines = [float(phrase_vector(p) @ name) for p in (*c.synonyms, *c.associated)]
+        vectors = phrase_vectors(table, tokenizer, [c.name, *c.synonyms, *c.associated])
+        cosines = (vectors[1:] @ vectors[0]).tolist()
         assert sum(v < 0.4 for v in cosines) >= 2, (c.name, cosines)

@@ -14,7 +14,6 @@ from realera_nodes.cli import app
 from realera_nodes.demo import expand
 
 RUNNER = CliRunner()
-pytestmark = pytest.mark.needs_weights
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from realera_nodes.demo.expand import pipeline_path
 from realera_nodes.demo.gallery import gallery_prompts, grid, judge, prompt_of, sample
 
 CONCEPTS = demo_concepts()
-pytestmark = pytest.mark.needs_weights
 #: one unseen placement of each concept in the plain and the glossy style, 20 pictures a row (CC-BY and MIT, see NOTICE)
 RENDERS = Path(__file__).parent / "data" / "demo_renders.png"
 

@@ -43,13 +43,11 @@ def test_expansion_depends_on_directions_only(seed: int, scale: int) -> None:
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.needs_weights
 def test_token_norms_are_near_clips(table: torch.Tensor) -> None:
     words = table[: clip_text.BOS]
     assert torch.allclose(words.norm(dim=1), torch.tensor(27.7), atol=0.3)
 
 
-@pytest.mark.needs_weights
 def test_full_clip_l_computes_the_three_lines(pipe, table: torch.Tensor) -> None:
     for prompt in PROMPTS:
         ids = ids_of(pipe, prompt)
@@ -61,7 +59,6 @@ def test_full_clip_l_computes_the_three_lines(pipe, table: torch.Tensor) -> None
         assert torch.allclose(full.norm(dim=-1), torch.tensor(math.sqrt(768)), atol=0.1)
 
 
-@pytest.mark.needs_weights
 def test_text_states_are_contextual_and_causal(pipe) -> None:
     with torch.no_grad():
         a, b = (pipe.text_encoder(ids_of(pipe, p)[None])[0][0] for p in ("a photo of the cat", "a photo of the ship"))
@@ -70,7 +67,6 @@ def test_text_states_are_contextual_and_causal(pipe) -> None:
     assert (distance[5:] > 0.5).all(), "EOS and all padding carry the concept"
 
 
-@pytest.mark.needs_weights
 def test_folded_padding_gives_the_same_cross_attention(pipe, table: torch.Tensor) -> None:
     """The training form: one EOS state with the logarithm of its number as attention bias."""
     g = torch.Generator().manual_seed(0)

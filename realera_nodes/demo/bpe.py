@@ -9,10 +9,15 @@ from pathlib import Path
 MERGES = Path(__file__).parent / "assets" / "bpe_merges.txt.xz"
 
 
+def byte_order() -> tuple[list[int], list[int]]:
+    """(printable bytes, the rest), each in the vocabulary's order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return printable, [b for b in range(256) if b not in printable]
+
+
 def byte_symbols() -> list[str]:
     """The 256 printable stand-ins for bytes, in the vocabulary's order."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = [b for b in range(256) if b not in printable]
+    printable, other = byte_order()
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(other))]
 
 
@@ -29,8 +34,7 @@ def vocabulary() -> list[str]:
 
 def token_text(token: str) -> str:
     """The readable text of a token, empty where its bytes are no UTF-8 of their own."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = [b for b in range(256) if b not in printable]
+    printable, other = byte_order()
     to_byte = dict(zip(byte_symbols(), printable + other, strict=True))
     raw = bytes(to_byte[c] for c in token.removesuffix("</w>") if c in to_byte)
     return raw.decode("utf-8", "ignore")
