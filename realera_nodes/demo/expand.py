@@ -34,14 +34,14 @@ UNET_CONFIG: dict[str, object] = {
     "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,
     "block_out_channels": LEVELS, "layers_per_block": 1, "cross_attention_dim": 768, "attention_head_dim": 8,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
 TEXT_CONFIG = {
     "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": clip_text.VOCABULARY,
     "hidden_size": clip_text.WIDTH, "intermediate_size": 4 * clip_text.WIDTH, "num_hidden_layers": clip_text.LAYERS,
     "num_attention_heads": clip_text.HEADS, "max_position_embeddings": clip_text.CONTEXT, "hidden_act": "quick_gelu",
     "projection_dim": clip_text.WIDTH, "layer_norm_eps": 1e-5, "bos_token_id": clip_text.BOS,
-    "eos_token_id": clip_text.EOS, "pad_token_id": clip_text.EOS, "dtype": "float16",
+    "eos_token_id": clip_text.EOS, "pad_token_id": clip_text.EOS, "dtype": "float32",
 }  # fmt: skip
 VAE_CONFIG = {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0, "shift_factor": 0.0}
 SCHEDULER_CONFIG = {

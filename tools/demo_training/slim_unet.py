@@ -1,7 +1,7 @@
 """The UNet: SD1.x's architecture with two levels, trained at half width where pictures are large.
 
-Level 0 works on 8x8 latents, level 1 on 4x4. ComfyUI knows SD1.x by its 320 channels, but most of
-the work is worth doing at 4x4, so level 0 trains with 160. Those 160 are the first half of the
+Level 0 works on 8x8 latents and has no transformers, level 1 works on 4x4 and has four. ComfyUI knows SD1.x by its 320 channels,
+but most of the work is worth doing at 4x4, so level 0 trains with 160. Those 160 are the first half of the
 320 that the written checkpoint has, the others being zero: GroupNorm's groups of ten channels stay
 whole, LayerNorm divides by the padded width, attention heads keep the scale of 40 dimensions.
 ``padded_state`` writes the standard weights; a test holds both networks to the same output.
@@ -165,8 +165,8 @@ class SlimUNet(nn.Module):
         self.output_blocks = nn.ModuleList([
             nn.ModuleList([ResBlock(2 * f, f, True), SpatialTransformer(f)]),
             nn.ModuleList([ResBlock(2 * f, f, True), SpatialTransformer(f), Upsample(f, s)]),
-            nn.ModuleList([ResBlock(2 * s, s, True), SpatialTransformer(s)]),
-            nn.ModuleList([ResBlock(2 * s, s, True), SpatialTransformer(s)]),
+            nn.ModuleList([ResBlock(2 * s, s, True)]),
+            nn.ModuleList([ResBlock(2 * s, s, True)]),
         ])  # fmt: skip
         self.out = nn.Sequential(group_norm(s), nn.SiLU(), nn.Conv2d(s, 4, 3, padding=1))
         self._initialize()
