@@ -1,0 +1,281 @@
+"""RealEra's prediction noise alignment: a LoRA that draws the concept's noise to the anchor's (Eq. 8-9, Algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapters import Factors
+from .errors import ErasureError
+from .neighbors import NeighborConfig, sample_neighbors
+from .spans import ErasurePair, TextStates
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Settings of Eq. 8-9. Steps and rate are the paper's; rank, batch and the rest it leaves open.
+
+    Attributes:
+        steps: optimiser steps (paper: 200 "epochs")
+        lr: AdamW's rate (paper: 1e-5)
+        rank, alpha: of the LoRA; alpha 0 means alpha = rank
+        targets: projections that get adapters, by the end of their name
+        batch: noisy latents per step
+        accumulate: steps whose gradients are summed before an update
+        neighbors: even steps train on perturbed concepts (Eq. 9); without, every step is Eq. 8
+        beyond: Eq. 9's second term, which keeps what lies outside of the neighborhood
+        gamma_1, gamma_2: weights of Eq. 9's two terms (paper: 0.3 and 0.7, meaning not given)
+        clip: largest norm of the gradient; 0 is off
+        patience: stop when the held-out loss has not fallen for so many checks; 0 is off
+        check_every: steps between checks
+        trajectories, trajectory_steps, guidance: how z_t is made, from the anchor's prompts under the original model
+    """
+
+    steps: int = 200
+    lr: float = 1e-5
+    rank: int = 4
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
+    batch: int = 1
+    accumulate: int = 1
+    neighbors: bool = True
+    beyond: bool = True
+    gamma_1: float = 0.3
+    gamma_2: float = 0.7
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    patience: int = 0
+    check_every: int = 20
+    trajectories: int = 4
+    trajectory_steps: int = 20
+    guidance: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = [
+            (self.steps >= 1, f"steps is {self.steps}: it must be 1 or more"),
+            (0 < self.lr <= 1, f"lr is {self.lr}: it must be above 0 and at most 1"),
+            (1 <= self.rank <= 320, f"rank is {self.rank}: it must lie between 1 and 320"),
+            (0 <= self.alpha < math.inf, f"alpha is {self.alpha}: it must be 0 (same as rank) or more, and finite"),
+            (bool(self.targets), "targets is empty: name at least one projection, such as attn2.to_v"),
+            (self.batch >= 1 and self.accumulate >= 1, "batch and accumulate must be 1 or more"),
+            (all(0 <= g < math.inf for g in (self.gamma_1, self.gamma_2)), "gamma_1 and gamma_2 must be 0 or more, and finite"),
+            (0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}: it must be 0 or more, and finite"),
+            (self.clip >= 0 and self.patience >= 0, "clip and patience must be 0 (off) or more"),
+            (self.check_every >= 1, f"check_every is {self.check_every}: it must be 1 or more"),
+            (self.trajectories >= 1 and self.trajectory_steps >= 1, "trajectories and trajectory_steps must be 1 or more"),
+            (math.isfinite(self.guidance), f"guidance is {self.guidance}: it must be finite"),
+            (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
+        ]
+        for holds, sentence in rules:
+            if not holds:
+                raise ErasureError(sentence + ".")
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return (self.alpha or self.rank) / self.rank
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Latents of sampling runs at every step: latents (K, S, 4, h, w), timesteps (S,), one run a row."""
+
+    latents: Tensor
+    timesteps: Tensor
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``count`` random (z_t, t): (count, 4, h, w), (count,)."""
+        k = torch.randint(len(self.latents), (count,), generator=generator)
+        s = torch.randint(len(self.timesteps), (count,), generator=generator)
+        return self.latents[k, s], self.timesteps[s]
+
+
+class Student(Protocol):
+    """What training needs of a model: one network that is teacher or student by turns."""
+
+    def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor: ...
+
+    def teacher(self) -> AbstractContextManager[None]:
+        """The original weights, adapters off."""
+
+    def student(self) -> AbstractContextManager[None]:
+        """The edited weights, adapters on."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def factors(self) -> Factors: ...
+
+
+@dataclass
+class TrainState:
+    """All that a stopped training needs to go on."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)
+    parameters: list[Tensor] = field(default_factory=list)
+    first: list[Tensor] = field(default_factory=list)
+    second: list[Tensor] = field(default_factory=list)
+    generator: Tensor | None = None
+
+
+def noise_alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """||eps(z_t, t, p) - eps_hat(z_t, t, p*)||^2, mean over elements (Eq. 8)."""
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def align_noise(
+    model: Student,
+    pairs: Sequence[ErasurePair],
+    trajectories: Sequence[Trajectories],
+    mining: NeighborConfig,
+    config: AlignmentConfig,
+    on_step: Callable[[TrainState], None] | None = None,
+    state: TrainState | None = None,
+    kept: TextStates | None = None,
+    near: Sequence[ErasurePair] = (),
+    near_trajectories: Sequence[Trajectories] = (),
+) -> TrainState:
+    """Trains the model's adapters. ``trajectories[i]`` belongs to ``pairs[i]``'s anchor.
+
+    Odd steps map the concept's prompt to the anchor's (Eq. 8); even steps map fresh neighbors and keep fresh
+    beyond-concept samples (Eq. 9). ``kept`` are further prompts to keep (the user's preserved concepts), drawn in
+    turn with the beyond-concept samples, and ``near`` named neighbors, drawn in turn with the random ones. ``on_step`` is
+    called after every step; what it raises ends the training. The state's tensors are the live ones: copy to keep them.
+
+    Raises:
+        ErasureError: the loss is not finite.
+    """
+    state = state or TrainState()
+    parameters = model.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    generator = torch.Generator().manual_seed(config.seed)
+    if state.step:
+        _restore(state, parameters, optimizer, generator)
+    one = replace(mining, m=1, n=int(config.beyond))
+    while state.step < config.steps:
+        odd = state.step % 2 == 0 or not config.neighbors  # Algorithm 1 counts from 1
+        total = 0.0
+        for _ in range(config.accumulate):
+            if odd:
+                loss = concept_loss(model, pairs, trajectories, config, generator)
+            else:
+                loss = neighbor_loss(model, pairs, trajectories, one, config, generator, kept, near, near_trajectories)
+            loss = loss / config.accumulate
+            if not torch.isfinite(loss):
+                raise ErasureError(f"the loss is not finite at step {state.step + 1}: lower lr (now {config.lr:g}).")
+            loss.backward()
+            total += float(loss.detach())
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.losses.append(total)
+        _record(state, parameters, optimizer, generator)
+        if config.patience and state.step % config.check_every == 0:
+            state.held.append(_held_loss(model, pairs, trajectories, config))
+        if on_step:
+            on_step(state)
+        if config.patience and state.held and len(state.held) - 1 - state.held.index(min(state.held)) >= config.patience:
+            break
+    return state
+
+
+def _draw(pairs, trajectories, config, generator) -> tuple[list[int], Tensor, Tensor]:
+    """A batch: which pairs, and a noisy latent of each one's anchor."""
+    chosen = torch.randint(len(pairs), (config.batch,), generator=generator).tolist()
+    draws = [trajectories[i].draw(1, generator) for i in chosen]
+    return chosen, torch.cat([d[0] for d in draws]), torch.cat([d[1] for d in draws])
+
+
+def concept_loss(model: Student, pairs, trajectories, config: AlignmentConfig, generator: torch.Generator) -> Tensor:
+    """Eq. 8: the concept's prompt under the student, the anchor's under the teacher."""
+    chosen, z, t = _draw(pairs, trajectories, config, generator)
+    with model.teacher(), torch.no_grad():
+        target = model.predict_noise(z, t, join([pairs[i].anchor for i in chosen]))
+    with model.student():
+        return noise_alignment_loss(model.predict_noise(z, t, join([pairs[i].text for i in chosen])), target)
+
+
+def neighbor_loss(
+    model: Student, pairs, trajectories, one: NeighborConfig, config: AlignmentConfig, generator: torch.Generator,
+    kept: TextStates | None, near: Sequence[ErasurePair], near_trajectories: Sequence[Trajectories],
+) -> Tensor:  # fmt: skip
+    """Eq. 9: fresh neighbors to the anchor (weight gamma_1), fresh beyond-concept samples kept (gamma_2)."""
+
+    def heads() -> bool:
+        return float(torch.rand(1, generator=generator)) < 0.5
+
+    named = bool(near) and heads()
+    source, runs = (near, near_trajectories) if named else (pairs, trajectories)
+    chosen, z, t = _draw(source, runs, config, generator)
+    samples = [sample_neighbors(source[i], one, generator) for i in chosen]
+    erased = [source[i].text if named else _with(source[i].text, s.neighbors) for i, s in zip(chosen, samples, strict=True)]
+    asked, targets = erased, [source[i].anchor for i in chosen]
+    if config.beyond:
+        away = [
+            kept[int(torch.randint(len(kept), (1,), generator=generator))]
+            if kept is not None and heads()
+            else _with(source[i].text, s.beyond)
+            for i, s in zip(chosen, samples, strict=True)
+        ]
+        asked, targets, z, t = asked + away, targets + away, torch.cat([z, z]), torch.cat([t, t])
+    with model.teacher(), torch.no_grad():
+        target = model.predict_noise(z, t, join(targets))
+    with model.student():
+        predicted = model.predict_noise(z, t, join(asked))
+    n = config.batch
+    loss = config.gamma_1 * noise_alignment_loss(predicted[:n], target[:n])
+    if config.beyond:
+        loss = loss + config.gamma_2 * noise_alignment_loss(predicted[n:], target[n:])
+    return loss
+
+
+def _held_loss(model, pairs, trajectories, config) -> float:
+    """Eq. 8 on fixed draws that training does not choose: a generator of its own."""
+    generator = torch.Generator().manual_seed((config.seed + 1_000_003) % 2**64)
+    with torch.no_grad():
+        return float(torch.stack([concept_loss(model, pairs, trajectories, config, generator) for _ in range(8)]).mean())
+
+
+def _with(text: TextStates, states: Tensor) -> TextStates:
+    return TextStates(states[:1], text.ids, text.pooled)
+
+
+def join(texts: Sequence[TextStates]) -> TextStates:
+    """One batch of several."""
+    pooled = [t.pooled for t in texts]
+    return TextStates(
+        torch.cat([t.states for t in texts]),
+        [row for t in texts for row in t.ids],
+        torch.cat([p for p in pooled if p is not None]) if all(p is not None for p in pooled) else None,
+    )
+
+
+def _record(state: TrainState, parameters, optimizer, generator) -> None:
+    state.parameters = [p.detach() for p in parameters]
+    moments = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    state.first, state.second = [m["exp_avg"] for m in moments], [m["exp_avg_sq"] for m in moments]
+    state.generator = generator.get_state()
+
+
+def _restore(state: TrainState, parameters, optimizer, generator) -> None:
+    with torch.no_grad():
+        for p, saved in zip(parameters, state.parameters, strict=True):
+            p.copy_(saved)
+    for p, first, second in zip(parameters, state.first, state.second, strict=True):
+        optimizer.state[p] = {
+            "step": torch.tensor(float(state.step)),
+            "exp_avg": first.to(p, copy=True),  # a saved state comes back on the CPU
+            "exp_avg_sq": second.to(p, copy=True),
+        }
+    generator.set_state(state.generator)

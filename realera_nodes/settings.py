@@ -1,0 +1,150 @@
+"""Configs from TOML files and ``section.key=value`` settings: every default lives in its dataclass, and here only names."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .core.concepts import Concept, Preserved
+from .core.errors import ErasureError
+from .erasure import ErasureConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SECTIONS = ("neighbors", "closed_form", "alignment")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's table. ErasureError: missing, unreadable, or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors write a byte order mark
+    except FileNotFoundError as error:
+        raise ErasureError(f"{path} does not exist: give --config a TOML file.") from error
+    except OSError as error:
+        raise ErasureError(f"{path} cannot be read ({error.strerror}): give another file, or leave --config out.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ErasureError(f"{path} is not TOML ({error}): mend it, or leave --config out.") from error
+
+
+def concepts_from(rows: Any) -> list[Concept]:
+    """Concepts from the ``[[concepts]]`` tables of a config."""
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise ErasureError("concepts must be tables: write [[concepts]] with phrase and anchor below.")
+    known = {f.name for f in dataclasses.fields(Concept)}
+    found = []
+    for row in rows:
+        for key in row:
+            if key not in known:
+                raise ErasureError(f'a concept has no setting "{key}": choose from {", ".join(sorted(known))}.')
+        for key in ("phrase", "anchor"):
+            if not isinstance(row.get(key), str):
+                raise ErasureError(f'a concept in the config lacks its {key}: write {key} = "...".')
+        if not isinstance(row.get("kind", ""), str):
+            raise ErasureError(f'kind of "{row["phrase"]}" must be a word, not {row["kind"]!r}: mend the value.')
+        values = dict(row)
+        values["preserve"] = _preserved(row)
+        for key in ("aliases", "templates"):
+            if key in values:
+                if not _are_words(values[key]):
+                    raise ErasureError(f'{key} of "{row["phrase"]}" must be a list of words, not {row[key]!r}: mend the value.')
+                values[key] = tuple(values[key])
+        found.append(Concept(**values))
+    return found
+
+
+def _preserved(row: Mapping[str, Any]) -> tuple[Preserved, ...]:
+    """The preserved concepts of a table: words, or {phrase, weight}."""
+    rows = row.get("preserve", ())
+    fits = isinstance(rows, (list, tuple))
+    tables = [{"phrase": r} if isinstance(r, str) else r for r in rows] if fits else []
+    for table in tables:
+        fits = fits and isinstance(table, dict) and table.keys() <= {"phrase", "weight"} and isinstance(table.get("phrase"), str)
+        fits = fits and type(table.get("weight", 1.0)) in (int, float)
+    if not fits:
+        wanted = 'a list of words or of { phrase = "...", weight = 1.0 }'
+        raise ErasureError(f'preserve of "{row["phrase"]}" must be {wanted}, not {rows!r}: mend the value.')
+    return tuple(Preserved(**table) for table in tables)
+
+
+def config_from(table: Mapping[str, Any], base: ErasureConfig | None = None) -> ErasureConfig:
+    """A config with the values of a table ({"neighbors": {"m": 20}, "beyond_on": false}) over a base's."""
+    config = base or ErasureConfig()
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key == "concepts":
+            continue
+        if key in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ErasureError(f'"{key}" is a section: write [{key}] and its settings below.')
+            changes[key] = _replaced(getattr(config, key), value, f"{key}.")
+        else:
+            changes |= {key: _typed(type(config), key, value, "")}
+    return dataclasses.replace(config, **changes)
+
+
+def with_settings(config: ErasureConfig, settings: Iterable[str]) -> ErasureConfig:
+    """Applies ``section.key=value`` strings, all at once: some ranges only hold together. Of two for one key the last holds.
+
+    Raises:
+        ErasureError: unknown name, wrong type, out of range.
+    """
+    table: dict[str, Any] = {}
+    for setting in settings:
+        name, sign, text = setting.partition("=")
+        if not sign:
+            raise ErasureError(f'"{setting}" is not a setting: write section.key=value, such as neighbors.m=20.')
+        section, dot, key = name.strip().partition(".")
+        if section == "concepts":
+            raise ErasureError('there is no setting "concepts": choose from the sections ' + ", ".join(SECTIONS) + ".")
+        value = {key: _parse(text.strip())} if dot else _parse(text.strip())
+        before = table.get(section)
+        table[section] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
+    return config_from(table, config) if table else config
+
+
+def as_table(config: ErasureConfig) -> dict[str, Any]:
+    """A config as plain values, for metadata and reports."""
+    return dataclasses.asdict(config)
+
+
+def _parse(text: str) -> Any:
+    """A TOML value, or the text itself."""
+    try:
+        table = tomllib.loads(f"x = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return table["x"] if len(table) == 1 else text
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+
+
+def _replaced(part: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    return dataclasses.replace(part, **{k: _typed(type(part), k, v, prefix) for k, v in values.items()})
+
+
+def _typed(kind: type, key: str, value: Any, prefix: str) -> Any:
+    hints = get_type_hints(kind)
+    if key not in hints:
+        names = ", ".join(f"{prefix}{k}" for k in hints)
+        raise ErasureError(f'there is no setting "{prefix}{key}": choose from {names}.')
+    wanted = hints[key]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ErasureError(f"{prefix}{key} must be float, and {str(value)[:9]}... is too large: mend the value.") from error
+    if wanted in (int, float, bool, str):
+        if type(value) is not wanted:
+            raise ErasureError(f"{prefix}{key} must be {wanted.__name__}, not {value!r}: mend the value.")
+        return value
+    if _are_words(value):
+        return tuple(value)
+    raise ErasureError(f"{prefix}{key} must be a list of words, not {value!r}: mend the value.")
