@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..formats.stream import write_tensors
 from . import clip_text, layout
 from .bpe import write_tokenizer
 
@@ -125,7 +126,10 @@ def checkpoint_state() -> dict[str, Tensor]:
 
 
 def write_checkpoint(path: Path) -> None:
-    save_file(checkpoint_state(), path, metadata={"format": "pt"})
+    facts = {"modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": "stable-diffusion-v1",
+             "modelspec.title": "RealEra embedded model", "modelspec.resolution": "64x64"}  # fmt: skip
+    # safetensors' own writer orders several metadata entries by chance
+    write_tensors(path, checkpoint_state(), {"format": "pt", **facts})
 
 
 def write_pipeline(folder: Path) -> None:

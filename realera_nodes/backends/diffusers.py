@@ -1,0 +1,302 @@
+"""Stable Diffusion through a diffusers pipeline: SD1.x, SD2.x (eps and v) and SDXL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.adapters import Factors, merged
+from ..core.alignment import AlignmentConfig, Trajectories
+from ..core.errors import ErasureError
+from ..core.spans import TextStates
+from ..formats.architecture import KINDS, SUPPORTED
+from .idle_layers import without_idle_layers
+from .student import ADAPTER, PeftStudent
+
+ENCODE_BATCH = 32
+
+
+class DiffusersBackend:
+    """A pipeline behind the project's protocol. Edits swap parameters inside contexts; no tensor of the pipeline is written to.
+
+    Args:
+        pipe: StableDiffusionPipeline or StableDiffusionXLPipeline
+        size: side of the pictures in pixels; None is the model's own
+
+    Attributes:
+        kind: "sd1", "sd2" or "sdxl"
+        context_width: width d of the text states
+        side: of pictures, in pixels
+        names: canonical names of the projections
+        scheduler: DDIM on the model's own noise schedule, used for all sampling
+
+    Raises:
+        ErasureError: the pipeline is of another family, or its pictures cannot be of that size.
+    """
+
+    def __init__(self, pipe: Any, size: int | None = None):
+        from diffusers import DDIMScheduler
+
+        unet: Any = getattr(pipe, "unet", None)
+        width = getattr(getattr(unet, "config", None), "cross_attention_dim", None)
+        if width not in KINDS:
+            raise ErasureError(
+                f"{type(pipe).__name__} has no UNet with text cross-attention of width 768, 1024 or 2048: {SUPPORTED}."
+            )
+        if unet.config.in_channels != 4:
+            raise ErasureError(f"the UNet reads {unet.config.in_channels} channels instead of 4, so this is an inpainting or "
+                               "picture-to-picture model: choose its text-to-picture version.")  # fmt: skip
+        self.pipe, self.unet, self.context_width, self.kind = pipe, unet, width, KINDS[width]
+        cell = pipe.vae_scale_factor
+        own = unet.config.sample_size
+        self.side: int = size or (own if isinstance(own, int) else max(own)) * cell
+        if self.side < cell or self.side % cell:
+            raise ErasureError(f"pictures of {self.side} pixels are not possible: choose a size that is a multiple of {cell}.")
+        # other schedulers' configurations lack these, and DDIM's own defaults are not Stable Diffusion's
+        self.scheduler = DDIMScheduler.from_config(
+            pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        )
+        predicts = self.scheduler.config.prediction_type
+        if predicts not in ("epsilon", "v_prediction"):
+            raise ErasureError(
+                f'the model predicts "{predicts}": only models that predict "epsilon" or "v_prediction" are supported.'
+            )
+        second = self.kind == "sdxl"
+        self._texters = [(pipe.tokenizer, pipe.text_encoder), *([(pipe.tokenizer_2, pipe.text_encoder_2)] if second else [])]
+        self.device = next(unet.parameters()).device
+        self.names = [
+            f"{n}.{p}" for n, m in unet.named_modules() if n.endswith("attn2") for p in ("to_k", "to_v") if hasattr(m, p)
+        ]
+        self._texts: dict[str, TextStates] = {}
+
+    # text
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """States of prompts, (N, 77, d). ErasureError: a prompt is longer than 77 tokens, or states are not finite."""
+        new = [p for p in dict.fromkeys(prompts) if p not in self._texts]
+        for start in range(0, len(new), ENCODE_BATCH):
+            batch = new[start : start + ENCODE_BATCH]
+            ids = [self._ids(p) for p in batch]
+            with self._lean():
+                encoded = self.pipe.encode_prompt(
+                    batch, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                )
+            states = encoded[0].float().cpu()
+            pooled = encoded[2].float().cpu() if self.kind == "sdxl" else None
+            if not torch.isfinite(states).all():
+                raise ErasureError("the text encoder returned NaN or infinity: its weights are damaged; load another file.")
+            for i, prompt in enumerate(batch):
+                self._texts[prompt] = TextStates(states[i : i + 1], [ids[i]], None if pooled is None else pooled[i : i + 1])
+        rows = [self._texts[p] for p in prompts]
+        pooled_rows = [r.pooled for r in rows if r.pooled is not None]
+        return TextStates(
+            torch.cat([r.states for r in rows]), [r.ids[0] for r in rows], torch.cat(pooled_rows) if pooled_rows else None
+        )
+
+    @torch.no_grad()
+    def rows(self, prompts: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
+        """States (n, d) and weights (n,) of prompts' tokens without the start token, a batch at a time.
+
+        The encoder is causal, so prompts are cut after two padding tokens; the last one counts for all that follow.
+        """
+        longest = self.pipe.tokenizer.model_max_length
+        ordered = sorted(dict.fromkeys(prompts), key=len)
+        for start in range(0, len(ordered), 4 * ENCODE_BATCH):
+            batch = ordered[start : start + 4 * ENCODE_BATCH]
+            counts = [len(ids) for tokenizer, _ in self._texters for ids in tokenizer(batch, truncation=True).input_ids]
+            length = min(longest, max(counts) + 2)
+            states = torch.cat(self._read([self._padded(tokenizer, batch, length) for tokenizer, _ in self._texters]), -1)
+            weights = torch.ones(len(batch), length)
+            weights[:, -1] += longest - length
+            yield states[:, 1:].flatten(0, 1), weights[:, 1:].flatten()
+
+    @torch.no_grad()
+    def end_states(self, prompts: Sequence[str], batch: int = 256) -> Tensor:
+        """The state of each prompt's end-of-text token: (N, d)."""
+        longest, out = self.pipe.tokenizer.model_max_length, []
+        for start in range(0, len(prompts), batch):
+            part = list(prompts[start : start + batch])
+            counts = [len(ids) for tokenizer, _ in self._texters for ids in tokenizer(part, truncation=True).input_ids]
+            ids = [self._padded(tokenizer, part, min(longest, max(counts))) for tokenizer, _ in self._texters]
+            ends = [(i == t.eos_token_id).int().argmax(1) for i, (t, _) in zip(ids, self._texters, strict=True)]
+            out.append(torch.cat([s[range(len(end)), end] for s, end in zip(self._read(ids), ends, strict=True)], -1))
+        return torch.cat(out)
+
+    @staticmethod
+    def _padded(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
+        """Token ids (N, length) with the tokenizer's own padding: SDXL's two pad differently."""
+        return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+    def _read(self, ids: list[Tensor]) -> list[Tensor]:
+        """Each encoder's states (N, L, .) of its ids, as the pipeline hands them to the UNet (SDXL: last layer but one)."""
+        if self.kind != "sdxl":
+            with self._lean():
+                return [self.pipe.text_encoder(ids[0].to(self.device))[0].float().cpu()]
+        return [encoder(i.to(self.device), output_hidden_states=True).hidden_states[-2].float().cpu()
+                for i, (_, encoder) in zip(ids, self._texters, strict=True)]  # fmt: skip
+
+    def _lean(self) -> AbstractContextManager[None]:
+        # SDXL's states are taken one layer before the last, so there every layer counts
+        return nullcontext() if self.kind == "sdxl" else without_idle_layers(self.pipe.text_encoder)
+
+    def _ids(self, prompt: str) -> list[int]:
+        tokenizer, longest = self.pipe.tokenizer, self.pipe.tokenizer.model_max_length
+        ids = tokenizer(prompt, padding="max_length", max_length=longest).input_ids
+        if len(ids) > longest:
+            raise ErasureError(
+                f'"{prompt[:60]}..." has {len(ids) - 2} tokens and the text encoder reads {longest - 2}: shorten it.'
+            )
+        return ids
+
+    def phrase_ids(self, phrase: str) -> list[int]:
+        return self.pipe.tokenizer(phrase, add_special_tokens=False).input_ids
+
+    def vocabulary(self) -> list[str]:
+        """Whole words of the tokenizer, commonest first: alphabetic, three letters or more."""
+        words = [(i, t[:-4]) for t, i in self.pipe.tokenizer.get_vocab().items() if t.endswith("</w>")]
+        return [w for _, w in sorted(words) if len(w) >= 3 and w.isascii() and w.isalpha()]
+
+    def encoder_hash(self) -> str:
+        digest = hashlib.sha256()
+        for tokenizer, encoder in self._texters:
+            digest.update(f"{len(tokenizer)} {tokenizer.pad_token_id}".encode())
+            for name, p in encoder.state_dict().items():
+                digest.update(name.encode())
+                flat = p.detach().flatten()
+                digest.update(flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+    # weights
+
+    def projections(self) -> dict[str, Tensor]:
+        return {name: self.linear(name).weight.detach() for name in self.names}
+
+    def linear(self, name: str) -> Any:
+        """The layer of a canonical name, under its adapter if it has one. ErasureError: the UNet has no such layer."""
+        try:
+            module = self.unet.get_submodule(name)
+        except AttributeError as error:
+            raise ErasureError(f"the model has no layer {name}: the edit was made for another model.") from error
+        return getattr(module, "base_layer", module)
+
+    @contextmanager
+    def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the UNet computes with weight + delta. The parameters themselves are put back, whatever happens."""
+        originals = {name: self.linear(name).weight for name in deltas}
+        try:
+            for name, w in originals.items():
+                if deltas[name].shape != w.shape:
+                    raise ErasureError(f"the edit of {name} has shape {tuple(deltas[name].shape)} instead of {tuple(w.shape)}: "
+                                       "it was made for another model.")  # fmt: skip
+                new = (w.detach().float() + deltas[name].to(w.device).float()).to(w.dtype)
+                self.linear(name).weight = nn.Parameter(new, requires_grad=False)
+            yield
+        finally:
+            for name, w in originals.items():
+                self.linear(name).weight = w
+
+    @contextmanager
+    def adapted(self, factors: Factors) -> Iterator[None]:
+        with self.edited({name: merged(factors, name) for name in factors}):
+            yield
+
+    @contextmanager
+    def training(self, deltas: Mapping[str, Tensor], config: AlignmentConfig) -> Iterator[PeftStudent]:
+        """A student: base + ``deltas`` + a fresh LoRA of peft's. On leaving, the UNet is as it was.
+
+        Raises:
+            ErasureError: peft is not installed, no layer has a target's name, or ``deltas`` are of another model.
+        """
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise ErasureError("training needs peft, which is not installed: pip install peft.") from error
+        if not any(name.endswith(tuple(f".{t}" for t in config.targets)) for name, _ in self.unet.named_modules()):
+            raise ErasureError(f"no layer of the model ends with {' or '.join(config.targets)}: choose other targets.")
+        wanted = [p.requires_grad for p in self.unet.parameters()]
+        alpha: Any = config.alpha or config.rank  # a float does as well, whatever peft's annotation says
+        lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=list(config.targets), init_lora_weights=False)
+        try:
+            self.unet.requires_grad_(False)
+            self.unet.add_adapter(lora, adapter_name=ADAPTER)
+            originals = {name: self.linear(name).weight for name in deltas}
+            with self.edited(deltas):
+                yield PeftStudent(self, originals, config)
+        finally:
+            self.unet.unload_lora()
+            if hasattr(self.unet, "peft_config"):
+                del self.unet.peft_config
+            self.unet._hf_peft_config_loaded = False
+            for p, flag in zip(self.unet.parameters(), wanted, strict=True):
+                p.requires_grad_(flag)
+
+    # pictures
+
+    def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
+        """eps(z_t, t, text): (B, 4, h, w) float32."""
+        z, t = z.to(self.device), t.to(self.device)
+        added = None
+        if self.kind == "sdxl":
+            if text.pooled is None:
+                raise ErasureError("SDXL needs the pooled text state: encode the prompt with the model's own encoders.")
+            size = torch.tensor([[self.side, self.side, 0, 0, self.side, self.side]], dtype=self.unet.dtype, device=self.device)
+            added = {"text_embeds": text.pooled.to(self.device, self.unet.dtype), "time_ids": size.expand(len(z), -1)}
+        states = text.states.to(self.device, self.unet.dtype)
+        out = self.unet(z.to(self.unet.dtype), t, states, added_cond_kwargs=added)[0].float()
+        if self.scheduler.config.prediction_type == "v_prediction":
+            a = self.scheduler.alphas_cumprod.to(self.device)[t][:, None, None, None]
+            return a.sqrt() * out + (1 - a).sqrt() * z.float()
+        return out
+
+    def _call(self, prompts: list[str], latents: Tensor, steps: int, guidance: float, output: str, callback=None) -> Any:
+        kept = self.pipe.scheduler
+        try:
+            self.pipe.scheduler = self.scheduler
+            self.pipe.set_progress_bar_config(disable=True)
+            with self._lean():
+                return self.pipe(prompts, latents=latents.to(self.device, self.unet.dtype), num_inference_steps=steps,
+                                 guidance_scale=guidance, height=self.side, width=self.side, output_type=output,
+                                 callback_on_step_end=callback).images  # fmt: skip
+        finally:
+            self.pipe.scheduler = kept
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Start noise (N, 4, h, w): a seed gives the same in any batch."""
+        h = self.side // self.pipe.vae_scale_factor
+        return torch.stack([torch.randn(4, h, h, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def trajectories(self, prompt: str, count: int, steps: int, guidance: float, seed: int) -> Trajectories:
+        """Latents before every denoising step of ``count`` runs: what z_t is drawn from."""
+        noise = self.noise(range(seed, seed + count))
+        latents = [noise]
+
+        def keep(pipe: Any, step: int, t: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+            latents.append(values["latents"].float().cpu())
+            return values
+
+        self._call([prompt] * count, noise, steps, guidance, "latent", keep)
+        return Trajectories(torch.stack(latents[:-1], 1), self.scheduler.timesteps.cpu().clone())
+
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int = 20,
+        guidance: float = 5.0,
+        batch: int = 4,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1] on the CPU."""
+        out = []
+        for start in range(0, len(prompts), batch):
+            part = slice(start, start + batch)
+            out.append(self._call(list(prompts[part]), self.noise(seeds[part]), steps, guidance, "pt").float().cpu())
+            if on_batch:
+                on_batch(len(out[-1]))
+        return torch.cat(out)

@@ -1,0 +1,1 @@
+"""Benchmarks: what an erasure does to a model, and what it costs."""

@@ -1,0 +1,5 @@
+"""What the closed form, a training step and writing a checkpoint cost, each beside the plain way of doing it.
+
+``python -m realera_nodes.bench.speed closed-form|training|streaming``; docs/speed.md says what is measured and how.
+Nothing here is a test: results are printed, and no time makes anything fail.
+"""

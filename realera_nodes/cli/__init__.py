@@ -1,0 +1,19 @@
+"""``python -m realera_nodes ...``: the command line."""
+
+from __future__ import annotations
+
+import typer
+
+from . import demo, erase, mine
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Erase concepts from Stable Diffusion.")  # fmt: skip
+
+
+@app.callback()
+def main() -> None:
+    """Erase concepts from Stable Diffusion."""
+
+
+for module in (erase, mine, demo):
+    module.register(app)

@@ -1,0 +1,101 @@
+"""Files of an erasure: the erased checkpoint, the trained LoRA, and the closed-form edit as an exact LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .core.adapters import Factors
+from .erasure import Erasure
+from .formats.checkpoint import Checkpoint, write_edited
+from .formats.lora import write_lora
+from .formats.metadata import ErasureMetadata
+from .settings import as_table
+
+#: ranks up to this are written whole; larger edits are cut to it per layer, and the loss is reported
+MAX_RANK = 128
+
+
+@dataclass(frozen=True)
+class EditLora:
+    """The closed-form edit as a LoRA; ``dropped`` is the largest Frobenius share that a layer lost to the rank limit."""
+
+    factors: Factors
+    rank: int
+    dropped: float
+
+
+def edit_lora(erasure: Erasure, checkpoint: Checkpoint, max_rank: int = MAX_RANK) -> EditLora:
+    """The closed-form part as low-rank factors of every edited projection.
+
+    Exact (shared factors of T - I) where its rank allows; else each layer's delta is cut to ``max_rank`` by SVD.
+    """
+    assert erasure.transform is not None
+    assert erasure.low_rank is not None
+    config = erasure.config.closed_form
+    names = [n for n in checkpoint.architecture.projections if config.edits(n)]
+    if erasure.low_rank.rank <= max_rank:
+        factors = {n: erasure.low_rank.factors(checkpoint.read_projection(n), config.strength) for n in names}
+        return EditLora(factors, erasure.low_rank.rank, erasure.low_rank.dropped)
+    factors, dropped, rank = {}, 0.0, 0
+    for name in names:
+        delta = erasure.transform.delta(checkpoint.read_projection(name).float(), config.strength)
+        u, s, v = torch.linalg.svd(delta, full_matrices=False)
+        keep = min(max_rank, int((s > 1e-6 * s[0]).sum()) or 1)
+        root = s[:keep].sqrt()
+        factors[name] = (v[:keep] * root[:, None], u[:, :keep] * root)
+        dropped, rank = max(dropped, float(s[keep:].norm() / s.norm().clamp(min=1e-12))), max(rank, keep)
+    return EditLora(factors, rank, dropped)
+
+
+def metadata_of(erasure: Erasure, checkpoint: Checkpoint, sha256: str) -> ErasureMetadata:
+    """Who was erased how from which file."""
+    return ErasureMetadata(
+        method=method_name(erasure),
+        concepts=tuple(c.phrase for c in erasure.concepts),
+        anchors=tuple(c.anchor for c in erasure.concepts),
+        preserved=tuple(dict.fromkeys(k.phrase for c in erasure.concepts for k in c.preserve)),
+        config=as_table(erasure.config),
+        base_sha256=sha256,
+        base_name=checkpoint.path.name,
+    )
+
+
+def method_name(erasure: Erasure) -> str:
+    """ "realera", or which of its parts ran."""
+    c = erasure.config
+    if c.closed_form_on and c.alignment_on and c.neighbors_on and c.beyond_on:
+        return "realera"
+    parts = [n for n, on in (("closed-form", c.closed_form_on), ("noise-alignment", c.alignment_on),
+                             ("neighbors", c.neighbors_on), ("beyond-concept", c.beyond_on)) if on]  # fmt: skip
+    return "realera: " + " + ".join(parts)
+
+
+def export_checkpoint(
+    erasure: Erasure, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:  # fmt: skip
+    """The erased checkpoint in the layout it came in, streamed from the base's file."""
+
+    def change(name: str) -> Callable[[Tensor], Tensor]:
+        def new(weight: Tensor) -> Tensor:
+            delta = erasure.delta(name, weight)
+            return weight if delta is None else weight + delta.to(weight)
+
+        return new
+
+    touched = [n for n in checkpoint.architecture.projections if erasure.touches(n)]
+    kind = checkpoint.architecture.kind
+    metadata = metadata_of(erasure, checkpoint, sha256).to_safetensors(kind, inherited=checkpoint.metadata)
+    write_edited(checkpoint, target, {n: change(n) for n in touched}, metadata, overwrite, progress)
+
+
+def export_lora(erasure: Erasure, factors: Factors, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool) -> None:
+    """Low-rank factors as a LoRA file that ComfyUI, WebUIs and diffusers read."""
+    ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
+    metadata = metadata_of(erasure, checkpoint, sha256).to_safetensors(checkpoint.architecture.kind, ranks, checkpoint.metadata)
+    write_lora(target, factors, metadata, torch.float32, overwrite)

@@ -1,0 +1,142 @@
+"""Mining a loaded model: named neighbors in its vocabulary, and the Gram of the general prior, cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .core.alignment import Trajectories
+from .core.concepts import Concept, same
+from .core.neighbors import NeighborConfig
+from .core.prior import captions, mean_gram
+from .core.spans import ErasurePair, TextStates, make_pair
+from .core.words import NamedWord, named_words, response_similarity
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Words around concepts.
+
+    Attributes:
+        named: all words that were judged, by concept, nearest first
+        near: pairs (word -> anchor) with their weight in the closed form
+        far: prompts of words that are near in text space but draw something else: to be kept
+    """
+
+    named: dict[str, list[NamedWord]] = field(default_factory=dict)
+    near: list[tuple[ErasurePair, float]] = field(default_factory=list)
+    far: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+
+    def near_of(self, phrase: str) -> list[NamedWord]:
+        """Words that were found to evoke a concept, strongest first."""
+        words = set(self.words)
+        found = [w for w in self.named.get(phrase, []) if w.word in words]
+        return sorted(found, key=lambda w: -(w.response or 0))
+
+    def __add__(self, other: Mined) -> Mined:
+        """Of two concepts' words: a word that one erases is not kept for the other's sake, and goes to the first one's anchor."""
+        words = set(self.words)
+        near = self.near + [n for n, w in zip(other.near, other.words, strict=True) if w not in words]
+        erased = {pair.prompt for pair, _ in near}
+        far = [p for p in dict.fromkeys(self.far + other.far) if p not in erased]
+        return Mined(self.named | other.named, near, far, self.words + [w for w in other.words if w not in words])
+
+
+def vocabulary(backend: Any, limit: int) -> tuple[list[str], Tensor]:
+    """The commonest ``limit`` whole words of the tokenizer and their end-of-text states (V, d), cached by encoder."""
+    words = backend.vocabulary()[:limit]
+    key = f"words-{backend.encoder_hash()}-{limit}"
+    states = cached_tensor(key, lambda: backend.end_states(words))
+    return words, states
+
+
+def mine_words(
+    backend: Any, concept: Concept, concepts: Sequence[Concept], run: Trajectories,
+    config: NeighborConfig, progress: Progress, extra: Sequence[str] = (),
+) -> Mined:  # fmt: skip
+    """Named neighbors of a concept: the nearest words in text space, then judged by the model's response to them."""
+    progress("vocabulary", 0, 1)
+    words, states = vocabulary(backend, config.vocabulary)
+    if extra:
+        words, states = [*words, *extra], torch.cat([states, backend.end_states(list(extra))])
+    centre = backend.end_states([concept.phrase])[0]
+    taken = [p for c in concepts for p in (*c.phrases, c.anchor, *(k.phrase for k in c.preserve))]
+    named = [w for w in named_words(centre, states, words, config) if not any(same(w.word, t) for t in taken)]
+    progress("vocabulary", 1, 1)
+    candidates = named[: config.candidates]
+    template = concept.prompts[0]
+    answer = answers(backend, run)
+    fixed = backend.encode(["", template.format(concept.phrase)])
+    total = len(candidates)
+    scores, done = [], 0
+    for start in range(0, total, 64):
+        part = candidates[start : start + 64]
+        text = backend.encode([template.format(w.word) for w in part])
+        scores.append(response_similarity(answer, fixed[1], fixed[0], text))
+        done += len(part)
+        progress("named neighbors", done, total)
+    response = torch.cat(scores).tolist() if scores else []
+    judged = [replace(w, response=r) for w, r in zip(candidates, response, strict=True)]
+    near_words = sorted((w for w in judged if (w.response or 0) >= config.response), key=lambda w: -(w.response or 0))[
+        : config.words
+    ]
+    far_words = [w for w in judged if (w.response or 0) < config.response_beyond][: config.words_beyond]
+    near = []
+    for w in near_words:
+        prompts = template.format(w.word), template.format(concept.anchor)
+        near.append((make_pair(*prompts, w.word, concept.anchor, backend.encode, backend.phrase_ids), config.word_weight))
+    return Mined({concept.phrase: judged}, near, [template.format(w.word) for w in far_words], [w.word for w in near_words])
+
+
+def answers(backend: Any, run: Trajectories, draws: int = 2) -> Callable[[TextStates], Tensor]:
+    """Predictions (B, K, n) at K fixed noisy latents of an anchor's trajectories, early ones, where prompts decide shapes."""
+    steps = len(run.timesteps)
+    picks = [(k % len(run.latents), round((0.1 + 0.25 * k / max(draws - 1, 1)) * (steps - 1))) for k in range(draws)]
+    z = torch.stack([run.latents[k, s] for k, s in picks])
+    t = torch.stack([run.timesteps[s] for _, s in picks])
+
+    @torch.no_grad()
+    def answer(text: TextStates) -> Tensor:
+        b = len(text)
+        pooled = None if text.pooled is None else text.pooled.repeat_interleave(draws, 0)
+        repeated = TextStates(text.states.repeat_interleave(draws, 0), [], pooled)
+        out = backend.predict_noise(z.repeat(b, 1, 1, 1), t.repeat(b), repeated)
+        return out.cpu().reshape(b, draws, -1)
+
+    return answer
+
+
+def prior_gram(backend: Any, without: Sequence[str], progress: Progress) -> Tensor:
+    """Mean Gram of the shipped captions that hold none of the phrases ``without``, cached by encoder and captions."""
+    lines = captions(without)
+    progress("general prior", 0, 1)
+    key = f"prior-{backend.encoder_hash()}-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:16]}"
+    gram = cached_tensor(key, lambda: mean_gram(backend.rows, lines, backend.context_width))
+    progress("general prior", 1, 1)
+    return gram
+
+
+def cached_tensor(key: str, make: Callable[[], Tensor]) -> Tensor:
+    """A tensor from the user's cache folder, made and kept there (whole or not at all) at the first call."""
+    from platformdirs import user_cache_path
+    from safetensors.torch import save
+
+    from .formats.atomic import atomic_file
+    from .formats.stream import SafetensorsFile
+
+    path = user_cache_path("realera-nodes", appauthor=False) / "text" / f"{key}.safetensors"
+    if path.exists():
+        return SafetensorsFile.open(path).read("x")
+    value = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, overwrite=True) as f:
+        f.write(save({"x": value.contiguous()}))
+    return value

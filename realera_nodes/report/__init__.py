@@ -1,0 +1,1 @@
+"""Before and after: probes, pictures, numbers and the report that shows them."""

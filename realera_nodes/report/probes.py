@@ -1,0 +1,60 @@
+"""What a report asks the model to draw: the concept, what evokes it, what must stay, what has nothing to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.concepts import Concept, same
+
+GROUPS = ("concept", "synonym", "associated", "preserved", "unrelated")
+UNRELATED = ("a bowl of fruit", "a castle on a hill", "a red umbrella", "a wooden chair", "a cup of coffee", "a mountain lake")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt of the report; ``expected`` is what a classifier should see in it under the original model."""
+
+    group: str
+    label: str
+    prompt: str
+    expected: str | None = None
+
+
+def general_probes(concepts: Sequence[Concept], residue: Sequence[str] = (), named: Sequence[str] = ()) -> list[Probe]:
+    """Probes for any checkpoint: the user's residue phrases, then the mined words, stand for what evokes the concept."""
+    probes = []
+    for c in concepts:
+        probes += [Probe("concept" if p == c.phrase else "synonym", p, c.prompts[0].format(p)) for p in c.phrases]
+    template = concepts[0].prompts[0]
+    probes += [Probe("associated", p, template.format(p)) for p in dict.fromkeys([*residue, *named])]
+    for c in concepts:
+        probes += [Probe("preserved", k.phrase, c.prompts[0].format(k.phrase)) for k in c.preserve]
+    return probes + [Probe("unrelated", u, f"a photo of {u}") for u in UNRELATED]
+
+
+def demo_probes(concepts: Sequence[Concept], unrelated: int = 4) -> list[Probe]:
+    """Probes of the embedded model, whose synonyms and associated phrases are known to the report but never to the eraser."""
+    from ..demo.concepts import CIFAR10, demo_concepts
+    from ..demo.gallery import prompt_of
+
+    known = {c.name: c for c in demo_concepts()}
+    probes, used = [], {p for c in concepts for p in c.phrases}
+    for c in concepts:
+        demo = known.get(c.phrase)
+        if demo is None:
+            probes += [Probe("concept", c.phrase, c.prompts[0].format(c.phrase))]
+            continue
+        probes.append(Probe("concept", demo.name, prompt_of(demo, demo.name), demo.name))
+        probes += [Probe("synonym", p, prompt_of(demo, p), demo.name) for p in demo.synonyms]
+        probes += [Probe("associated", p, prompt_of(demo, p), demo.name) for p in demo.associated]
+    for c in concepts:
+        for k in c.preserve:
+            demo = known.get(k.phrase)
+            prompt = prompt_of(demo, demo.name) if demo else c.prompts[0].format(k.phrase)
+            probes.append(Probe("preserved", k.phrase, prompt, demo.name if demo else None))
+            used.add(k.phrase)
+    anchors = [c.anchor for c in concepts]
+    others = [n for n in (*CIFAR10, *known) if n not in used and not any(same(n, a) for a in anchors)]
+    probes += [Probe("unrelated", n, prompt_of(known[n], n), n) for n in dict.fromkeys(others[:unrelated])]
+    return probes

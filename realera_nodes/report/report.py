@@ -1,0 +1,158 @@
+"""Numbers and files of a report: report.json, report.md and grid.png."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.metrics import drift, h_o
+from ..formats.atomic import atomic_file
+from .grid import before_after
+from .probes import GROUPS, Probe
+
+#: pictures (N, 3, H, W) -> what each one shows
+Scorer = Callable[[Tensor], list[str]]
+
+
+@dataclass
+class Outcome:
+    """Pictures of one model for all probes, and what was seen in them: pictures[i] (n, 3, H, W) belongs to probes[i]."""
+
+    pictures: list[Tensor]
+    seen: list[list[str]] = field(default_factory=list)
+
+
+def draw(backend: Any, probes: Sequence[Probe], seeds: Sequence[int], steps: int, guidance: float, on_picture=None) -> Outcome:
+    """Every probe at every seed."""
+    prompts = [p.prompt for p in probes for _ in seeds]
+    flat = backend.pictures(prompts, list(seeds) * len(probes), steps, guidance, on_batch=on_picture)
+    return Outcome(list(flat.split(len(seeds))))
+
+
+def score(outcome: Outcome, scorer: Scorer | None) -> Outcome:
+    if scorer:
+        outcome.seen = [scorer(p) for p in outcome.pictures]
+    return outcome
+
+
+def group_accuracy(probes: Sequence[Probe], outcome: Outcome) -> dict[str, float]:
+    """Top-1 accuracy of each group of probes that a scorer can judge."""
+    result = {}
+    for group in GROUPS:
+        hits = [
+            s == p.expected
+            for p, seen in zip(probes, outcome.seen, strict=False)
+            if p.group == group and p.expected
+            for s in seen
+        ]
+        if hits:
+            result[group] = sum(hits) / len(hits)
+    return result
+
+
+def accuracies(probes: Sequence[Probe], outcome: Outcome) -> dict[str, float]:
+    """Acc_e, Acc_s, Acc_g, residue and H_o where the scorer can tell them."""
+    by_group = group_accuracy(probes, outcome)
+    kept = [s == p.expected for p, seen in zip(probes, outcome.seen, strict=False)
+            if p.group in ("preserved", "unrelated") and p.expected for s in seen]  # fmt: skip
+    result = {}
+    if "concept" in by_group:
+        result["Acc_e"] = by_group["concept"]
+    if kept:
+        result["Acc_s"] = sum(kept) / len(kept)
+    if "synonym" in by_group:
+        result["Acc_g"] = by_group["synonym"]
+    if "associated" in by_group:
+        result["residue"] = by_group["associated"]
+    if {"Acc_e", "Acc_s", "Acc_g"} <= result.keys():
+        result["H_o"] = h_o(result["Acc_e"], result["Acc_s"], result["Acc_g"])
+    return result
+
+
+def picture_change(probes: Sequence[Probe], before: Outcome, after: Outcome) -> dict[str, float]:
+    """Root mean squared pixel change of each group's pictures, in [0, 1]: small where pictures stay the same."""
+    result = {}
+    for group in GROUPS:
+        pairs = [(a, b) for p, a, b in zip(probes, before.pictures, after.pictures, strict=True) if p.group == group]
+        if pairs:
+            result[group] = float(torch.stack([(a - b).square().mean().sqrt() for a, b in pairs]).mean())
+    return result
+
+
+def value_drift(backend: Any, probes: Sequence[Probe], deltas: dict[str, Tensor]) -> dict[str, float]:
+    """Relative change of what W_V makes of each group's prompts, mean over layers and tokens."""
+    projections = backend.projections()
+    names = [n for n in deltas if n.endswith("to_v")] or list(deltas)
+    result = {}
+    for group in GROUPS:
+        prompts = [p.prompt for p in probes if p.group == group]
+        if prompts and names:
+            rows = backend.encode(prompts).states[:, 1:]
+            changes = []
+            for n in names:
+                w = projections[n].cpu().float()
+                changes.append(drift(rows @ (w + deltas[n].cpu().float()).T, rows @ w.T))
+            result[group] = float(torch.stack([c.mean() for c in changes]).mean())
+    return result
+
+
+def write_report(
+    out: Path, title: str, probes: Sequence[Probe], before: Outcome, after: Outcome, facts: dict[str, Any], overwrite: bool
+) -> dict[str, Any]:  # fmt: skip
+    """Writes grid.png, report.json and report.md under ``out``; returns the report's table."""
+    table: dict[str, Any] = {
+        "before": accuracies(probes, before) if before.seen else {},
+        "after": accuracies(probes, after) if after.seen else {},
+        "picture_change": picture_change(probes, before, after),
+        **facts,
+        "probes": [
+            {"group": p.group, "label": p.label, "prompt": p.prompt, "expected": p.expected,
+             "before": before.seen[i] if before.seen else None, "after": after.seen[i] if after.seen else None}
+            for i, p in enumerate(probes)
+        ],
+    }  # fmt: skip
+    rows = []
+    for i, p in enumerate(probes):
+        note = f"seen as {', '.join(dict.fromkeys(after.seen[i]))}" if after.seen else p.prompt
+        rows.append((p.group, p.label, note, before.pictures[i], after.pictures[i]))
+    buffer = io.BytesIO()
+    before_after(rows).save(buffer, format="PNG")
+    for name, data in (
+        ("grid.png", buffer.getvalue()),
+        ("report.json", json.dumps(table, indent=1).encode()),
+        ("report.md", markdown(title, table).encode()),
+    ):
+        with atomic_file(out / name, overwrite=overwrite) as f:
+            f.write(data)
+    return table
+
+
+def markdown(title: str, table: dict[str, Any]) -> str:
+    """The report as a page: numbers, grid, words, settings."""
+    lines = [f"# {title}", "", "Same seeds, same prompts, before and after:", "", "![before and after](grid.png)", ""]
+    if table["after"]:
+        lines += ["| | " + " | ".join(table["after"]) + " |", "|---" * (len(table["after"]) + 1) + "|"]
+        for row in ("before", "after"):
+            lines.append(f"| {row} | " + " | ".join(f"{table[row][k]:.3f}" for k in table["after"]) + " |")
+        lines += [
+            "",
+            "Acc_e, Acc_g and residue (the concept, its synonyms, its associated phrases) should fall, Acc_s should stay.",
+            "",
+        ]
+    lines += ["| prompts | pixel change (RMS) | value drift |", "|---|---|---|"]
+    for group, change in table["picture_change"].items():
+        lines.append(f"| {group} | {change:.3f} | {table.get('value_drift', {}).get(group, float('nan')):.3f} |")
+    for concept, words in table.get("named_neighbors", {}).items():
+        lines += ["", f"Words that go with **{concept}**: " + (", ".join(words) or "none found") + "."]
+    if table.get("files"):
+        lines += ["", "Files: " + ", ".join(f"`{f}`" for f in table["files"]) + "."]
+    facts = {k: table[k] for k in ("seconds", "condition", "rank") if k in table}
+    lines += ["", "```json", json.dumps({**facts, "config": table.get("config", {})}, indent=1), "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""Stopped trainings go on: the state of a run in the user's cache, named by all that decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from platformdirs import user_cache_path
+from safetensors.torch import save
+
+from .core.alignment import TrainState
+from .formats.atomic import atomic_file
+from .formats.stream import SafetensorsFile
+
+if TYPE_CHECKING:
+    from .job import Job
+
+#: steps between saved states
+EVERY = 20
+
+
+def state_path(job: Job, base_sha256: str) -> Path:
+    """Where a job's training state lives: same model, concepts and settings, same file."""
+    facts = json.dumps([base_sha256, [asdict(c) for c in job.concepts], asdict(job.config)], sort_keys=True)
+    key = hashlib.sha256(facts.encode()).hexdigest()[:24]
+    return user_cache_path("realera-nodes", appauthor=False) / "training" / f"{key}.safetensors"
+
+
+def save_state(state: TrainState, path: Path) -> None:
+    """Writes a state, whole or not at all."""
+    tensors = {f"{kind}.{i}": t.detach().cpu().contiguous() for kind in ("parameters", "first", "second")
+               for i, t in enumerate(getattr(state, kind))}  # fmt: skip
+    assert state.generator is not None
+    tensors["generator"] = state.generator
+    facts = {"step": str(state.step), "losses": json.dumps(state.losses), "held": json.dumps(state.held)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, overwrite=True) as f:
+        f.write(save(tensors, facts))
+
+
+def load_state(path: Path) -> TrainState | None:
+    """The saved state, or None where there is none."""
+    if not path.exists():
+        return None
+    file = SafetensorsFile.open(path)
+    parts: dict[str, list[torch.Tensor]] = {"parameters": [], "first": [], "second": []}
+    for kind, tensors in parts.items():
+        while f"{kind}.{len(tensors)}" in file.entries:
+            tensors.append(file.read(f"{kind}.{len(tensors)}"))
+    return TrainState(
+        int(file.metadata["step"]), json.loads(file.metadata["losses"]), json.loads(file.metadata["held"]),
+        parts["parameters"], parts["first"], parts["second"], file.read("generator"),
+    )  # fmt: skip
