@@ -71,7 +71,8 @@ def mine_words(
     taken = [p for c in concepts for p in (*c.phrases, c.anchor, *(k.phrase for k in c.preserve))]
     named = [w for w in named_words(centre, states, words, config) if not any(same(w.word, t) for t in taken)]
     progress("vocabulary", 1, 1)
-    candidates = named[: config.candidates]
+    asked = [w for w in named if w.word in extra]
+    candidates = [w for w in named if w.word not in extra][: config.candidates] + asked
     template = concept.prompts[0]
     answer = answers(backend, run)
     fixed = backend.encode(["", template.format(concept.phrase)])

