@@ -1,0 +1,285 @@
+"""Stable Diffusion as ComfyUI has loaded it: SD1.x, SD2.x (eps and v) and SDXL, with upstream LoRAs.
+
+The host shares one network among all branches of a graph, so edits are patches on clones, and adapters are hooks that
+are gone when their context ends. Weights of the network are never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..core.adapters import Factors, merged
+from ..core.alignment import AlignmentConfig, Trajectories
+from ..core.errors import ErasureError
+from ..core.spans import TextStates
+from .comfy_student import HookStudent, thaw
+from .comfy_text import ComfyText
+
+KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+PREFIX = "diffusion_model."
+PROJECTIONS = ("attn2.to_k.weight", "attn2.to_v.weight")
+SUPPORTED = "SD1.x, SD2.x and SDXL are supported"
+
+
+def plain(x: Tensor) -> Tensor:
+    """The tensor, copied if it comes from inference mode and autograd is on, which cannot save it."""
+    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
+
+
+class EffectiveWeights(Mapping[str, Tensor]):
+    """Weights with the patches of a model applied, float32 on the CPU, computed when they are asked for."""
+
+    def __init__(self, patcher: Any, keys: Mapping[str, str]):
+        patches = patcher.get_key_patches(PREFIX)
+        self.parts = {name: (key, patches[key]) for name, key in keys.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        key, ((weight, convert), *patches) = self.parts[name]
+        full = convert(weight.to("cpu", torch.float32, copy=True), inplace=True)
+        return comfy.lora.calculate_weight(patches, full, key) if patches else full
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+def layer_keys(patcher: Any) -> dict[str, str]:
+    """Weight keys of the attention projections by canonical name: diffusers' names for the host's.
+
+    Raises:
+        ErasureError: no UNet with text cross-attention.
+    """
+    config = patcher.model.model_config.unet_config
+    names = comfy.utils.unet_to_diffusers(config)
+    keys = {PREFIX + theirs: name.removesuffix(".weight") for name, theirs in names.items() if ".attn" in name}
+    present = [k for k in patcher.model.state_dict() if k.endswith(PROJECTIONS)]
+    if not names or not present:
+        raise ErasureError(
+            f"{type(patcher.model).__name__} is not supported yet, as it has no UNet with text cross-attention: {SUPPORTED}."
+        )
+    unknown = [k for k in present if k not in keys]
+    if unknown:
+        raise ErasureError(f"the UNet has a layer of an unknown layout ({unknown[0]}): {SUPPORTED}.")
+    return {name: key for key, name in sorted(keys.items(), key=lambda item: item[1]) if key.endswith(".weight")}
+
+
+class ComfyBackend:
+    """A MODEL and a CLIP behind the project's protocol.
+
+    Args:
+        model: ComfyUI's ModelPatcher
+        clip: its CLIP
+        vae: needed for pictures only
+        side: of pictures in pixels; None is the family's own
+
+    Raises:
+        ErasureError: a model of another family, or a CLIP that does not belong to it.
+    """
+
+    def __init__(self, model: Any, clip: Any, vae: Any = None, side: int | None = None):
+        keys = layer_keys(model)
+        self.original = self.patcher = model
+        self.keys = keys
+        self.names = [n for n in keys if n.endswith(("attn2.to_k", "attn2.to_v")) and keys[n] in model.model.state_dict()]
+        widths = {comfy.utils.get_attr(model.model, keys[n]).shape[1] for n in self.names}
+        if len(widths) != 1 or not widths <= KINDS.keys():
+            raise ErasureError(f"cross-attention of width {', '.join(map(str, sorted(widths)))} cannot be edited: {SUPPORTED}.")
+        self.context_width = widths.pop()
+        self.kind = KINDS[self.context_width]
+        self.text = ComfyText(clip, self.context_width)
+        self.encode, self.rows, self.end_states = self.text.encode, self.text.rows, self.text.end_states
+        self.phrase_ids, self.vocabulary, self.encoder_hash = self.text.phrase_ids, self.text.vocabulary, self.text.encoder_hash
+        self.vae, self.side = vae, side or self._native_side()
+        self._student: HookStudent | None = None
+
+    def _native_side(self) -> int:
+        v = self.patcher.model.model_type == comfy.model_base.ModelType.V_PREDICTION
+        return {"sd1": 512, "sd2": 768 if v else 512, "sdxl": 1024}[self.kind]
+
+    # weights
+
+    def projections(self) -> Mapping[str, Tensor]:
+        """attn2.to_k and to_v weights (out, d) with upstream LoRAs and edits, by canonical name."""
+        return EffectiveWeights(self.patcher, {name: self.keys[name] for name in self.names})
+
+    def model_hash(self) -> str:
+        """Names the loaded network by its unpatched projections."""
+        digest = hashlib.sha256()
+        parts = self.patcher.get_key_patches(PREFIX)
+        for name in self.names:
+            flat = parts[self.keys[name]][0][0].detach().flatten()
+            digest.update(flat[:: max(1, flat.numel() // 512)].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+    @contextmanager
+    def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the UNet computes with weight + delta: a patch on a clone."""
+        clone = self.patcher.clone()
+        patches: dict[str, Any] = {self.keys[name]: ("diff", (delta,)) for name, delta in deltas.items()}
+        clone.add_patches(patches)
+        before, self.patcher = self.patcher, clone
+        try:
+            yield
+        finally:
+            self.patcher = before
+
+    @contextmanager
+    def adapted(self, factors: Factors) -> Iterator[None]:
+        with self.edited({name: merged(factors, name) for name in factors}):
+            yield
+
+    @contextmanager
+    def training(self, deltas: Mapping[str, Tensor], config: AlignmentConfig) -> Iterator[HookStudent]:
+        """A student: the model + ``deltas`` + a fresh LoRA, by hooks. On leaving, the network is as it was."""
+        self._require_plain_input()
+        wanted = [n for n in self.keys if n.endswith(config.targets)]
+        if not wanted:
+            raise ErasureError(f"no module of the model ends with {' or '.join(config.targets)}: choose other targets.")
+        with torch.inference_mode(False), torch.enable_grad():
+            self._load_whole()
+            net = self.patcher.model
+            flags = thaw(net)
+            modules = {n: net.get_submodule(self.keys[n].removesuffix(".weight")) for n in {*wanted, *deltas}}
+            self._student = student = HookStudent(self, modules, wanted, deltas, config)
+            try:
+                yield student
+            finally:
+                student.remove()
+                self._student = None
+                for p, flag in flags:
+                    p.requires_grad_(flag)
+
+    def _load_whole(self) -> None:
+        """Onto the device for training, nothing offloaded, and everything else away."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=1e20, force_full_load=True)
+
+    # noise
+
+    def _sampling(self) -> Any:
+        sampling = self.patcher.get_model_object("model_sampling")
+        types = (comfy.model_base.ModelType.EPS, comfy.model_base.ModelType.V_PREDICTION)
+        if self.patcher.model.model_type not in types or not hasattr(sampling, "sigmas"):
+            raise ErasureError(
+                "the model's noise schedule is not one of 1000 discrete steps (eps or v prediction): use such a model."
+            )
+        return sampling
+
+    def _require_plain_input(self) -> None:
+        if self.patcher.model.model_config.unet_config.get("in_channels", 4) != 4:
+            raise ErasureError(
+                "the model also takes a picture (inpainting or editing): mine and train on its base model, then apply the LoRA."
+            )
+
+    def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
+        """eps(z_t, t, text): (B, 4, h, w) float32 on the model's device, z in VP space."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self._student is None:
+            self._require_plain_input()
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=self.patcher.memory_required(z.shape))
+        device = self.patcher.load_device
+        z = plain(z).to(device, torch.float32)
+        sigma = self._sampling().sigma(plain(t).float()).to(device, torch.float32)
+        wide = sigma[:, None, None, None]
+        x = z * (1 + wide.square()).sqrt()  # the host's sigma space: x0 + sigma noise
+        options = {**self.patcher.model_options["transformer_options"], "cond_or_uncond": [0], "sigmas": sigma}
+        denoised = self.patcher.model.apply_model(
+            x, sigma, c_crossattn=plain(text.states).to(device), transformer_options=options, **self._extra(z, text)
+        )
+        return (x - denoised) / wide
+
+    def _extra(self, z: Tensor, text: TextStates) -> dict[str, Tensor]:
+        """What else the UNet is told: SDXL's pooled text and sizes."""
+        if self.kind == "sdxl" and text.pooled is None:
+            raise ErasureError("SDXL needs the pooled text state: encode the prompt with the model's own encoders.")
+        pooled = None if text.pooled is None else plain(text.pooled).to(z.device)
+        found = self.patcher.model.extra_conds(
+            pooled_output=pooled, width=self.side, height=self.side, device=z.device, noise=z, prompt_type="positive"
+        )
+        return {"y": found["y"].cond.to(z.device)} if "y" in found else {}
+
+    # pictures
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Start noise (N, 4, h, w): a seed gives the same in any batch."""
+        h = self.side // 8
+        return torch.stack([torch.randn(4, h, h, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def sample(
+        self, prompts: Sequence[str], noise: Tensor, steps: int, guidance: float,
+        on_latent: Callable[[Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Euler in sigma space, which is DDIM, at DDIM's timesteps: samples (N, 4, h, w) for the VAE, and timesteps (S,).
+
+        ``on_latent`` gets the latents (N, 4, h, w), in VP space, before every step.
+        """
+        self._require_plain_input()
+        sampling, table = self._sampling(), self._sampling().sigmas.cpu()
+        timesteps = (torch.arange(steps).flip(0) * (len(table) // steps) + 1).clamp(max=len(table) - 1)
+        sigmas = torch.cat([table[timesteps], torch.zeros(1)])
+        first = sigmas[0]
+        if not float(first) >= float(sampling.sigma_max) * (1 - 1e-5):  # else the host does it
+            noise = noise * (1 + first.square()).sqrt() / first
+
+        def keep(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if on_latent:
+                on_latent((x / (1 + sigmas[step].square()).sqrt().to(x)).float().cpu())
+
+        texts = self.encode(prompts), self.encode([""] * len(prompts))
+        sizes = {"width": self.side, "height": self.side}
+        positive, negative = ([[t.states, {"pooled_output": t.pooled, **sizes}]] for t in texts)
+        samples = comfy.samplers.sample(
+            self.patcher, noise, positive, negative, guidance, self.patcher.load_device, comfy.samplers.sampler_object("euler"),
+            sigmas, model_options=self.patcher.model_options, latent_image=torch.zeros_like(noise), callback=keep,
+            disable_pbar=True, seed=0,
+        )  # fmt: skip
+        return samples.float().cpu(), timesteps
+
+    def trajectories(self, prompt: str, count: int, steps: int, guidance: float, seed: int) -> Trajectories:
+        """Latents before every denoising step of ``count`` runs: what z_t is drawn from."""
+        latents: list[Tensor] = []
+        _, timesteps = self.sample([prompt] * count, self.noise(range(seed, seed + count)), steps, guidance, latents.append)
+        return Trajectories(torch.stack(latents, 1), timesteps)
+
+    def pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 20, guidance: float = 5.0, batch: int = 4,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1] on the CPU."""
+        if self.vae is None:
+            raise ErasureError("no VAE is connected, so no pictures can be drawn: connect the checkpoint's VAE.")
+        out = []
+        for start in range(0, len(prompts), batch):
+            part = slice(start, start + batch)
+            samples, _ = self.sample(prompts[part], self.noise(seeds[part]), steps, guidance)
+            out.append(self.vae.decode(samples)[..., :3].movedim(-1, 1).float().cpu().clamp(0, 1))
+            if on_batch:
+                on_batch(len(out[-1]))
+        return torch.cat(out)
+
+    @torch.no_grad()
+    def preview(self, prompt: str, seed: int = 0, steps: int = 12, guidance: float = 5.0) -> Tensor:
+        """(3, H, W) in [0, 1] as the student draws it inside ``training``; without a VAE a coarse one from the latent."""
+        assert self._student is not None
+        with self._student.student():
+            samples, _ = self.sample([prompt], self.noise([seed]), steps, guidance)
+        if self.vae is not None:
+            picture = self.vae.decode(samples)[0, ..., :3].movedim(-1, 0)
+            self._load_whole()  # decoding may have moved the UNet away
+            return picture.float().cpu().clamp(0, 1)
+        latent = self.patcher.model.process_latent_in(samples)[0]
+        colors = torch.tensor(self.patcher.model.latent_format.latent_rgb_factors)
+        return ((torch.einsum("chw,ck->khw", latent, colors) + 1) / 2).clamp(0, 1)

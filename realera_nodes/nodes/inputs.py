@@ -1,0 +1,82 @@
+"""Inputs that nodes share. A setting's default and type come from its config dataclass: here are its range and its words."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from ..core.alignment import AlignmentConfig
+from ..core.concepts import TEMPLATES, Concept
+
+CATEGORY = "model/erasure"
+Concepts = io.Custom("REALERA_CONCEPTS")
+Neighbors = io.Custom("REALERA_NEIGHBORS")
+SEEDS = 0xFFFFFFFF
+
+MODEL = "The Stable Diffusion model (SD1.x, SD2.x or SDXL), with or without LoRAs. It is never changed: edits are on a copy."
+CLIP = "The text encoder of the same checkpoint. Clip skip and LoRAs on it count."
+CONCEPTS = "What to erase, from Erasure Concept."
+NEIGHBORS = "Mined neighbors, from Mine Neighbor Concepts; they bring their concepts along."
+SIZE = "Side of the pictures in pixels that the model is asked about; 0 is the family's own (512, 768 or 1024)."
+
+
+def default_of(config: type, name: str) -> Any:
+    """A setting's default, where it is written."""
+    field = next(f for f in fields(config) if f.name == name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def setting(
+    config: type, name: str, tooltip: str, low: float = 0, high: float = 0, step: float | None = None, key: str | None = None
+) -> io.Input:  # fmt: skip
+    """The input of a dataclass's setting: its type and default from there. ``key`` where another input has its name."""
+    value, key = default_of(config, name), key or name
+    if isinstance(value, bool):
+        return io.Boolean.Input(key, default=value, tooltip=tooltip)
+    if isinstance(value, int):
+        return io.Int.Input(key, default=value, min=int(low), max=int(high), step=int(step or 1), tooltip=tooltip)
+    if isinstance(value, float):
+        return io.Float.Input(key, default=value, min=low, max=high, step=step or 0.01, tooltip=tooltip)
+    return io.String.Input(key, default=", ".join(value), tooltip=tooltip)
+
+
+def seed(config: type, tooltip: str) -> io.Input:
+    """A seed that stays as it is: a changed one would mine or train again at every queue."""
+    return io.Int.Input(
+        "seed", default=default_of(config, "seed"), min=0, max=SEEDS, control_after_generate=False, tooltip=tooltip
+    )
+
+
+def size() -> io.Input:
+    return io.Int.Input("picture_size", default=0, min=0, max=2048, step=8, tooltip=SIZE)
+
+
+def runs() -> list[io.Input]:
+    """How the anchor's trajectories are made, on which the model is asked and trained."""
+    return [
+        setting(AlignmentConfig, "trajectories", "Sampling runs of the anchor that noisy latents are drawn from.", 1, 64),
+        setting(AlignmentConfig, "trajectory_steps", "Denoising steps of these runs.", 1, 1000),
+        setting(AlignmentConfig, "guidance", "Their classifier-free guidance.", 0, 30, 0.1),
+    ]
+
+
+def concept_fields() -> list[io.Input]:
+    """The words of one concept."""
+    return [
+        io.String.Input("phrase", default="", placeholder="airplane", tooltip="The word or phrase to erase."),
+        io.String.Input("anchor", default="", placeholder="sky", tooltip="What it becomes: a broader or neutral word."),
+        io.Combo.Input(
+            "kind", options=list(TEMPLATES), default=default_of(Concept, "kind"),
+            tooltip="Which prompts the phrase is erased under: those for an object, a person, a style or explicit content.",
+        ),
+        io.String.Input(
+            "aliases", default="", multiline=True, placeholder="jet\nairliner",
+            tooltip="Other phrases for the same concept, one a line. They are erased too.",
+        ),
+        io.String.Input(
+            "preserve", default="", multiline=True, placeholder="bird\nhelicopter: 2",
+            tooltip="Phrases that must stay, one a line, with a weight after a colon if you like.",
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Mine Neighbor Concepts: what goes with a concept in the loaded model, and what must not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy_api.v0_0_2 import io, ui
+
+from ..core.alignment import AlignmentConfig as A
+from ..core.errors import ErasureError
+from ..core.neighbors import NeighborConfig
+from ..erasure import ErasureConfig
+from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, Concepts, Neighbors, runs, seed, setting, size
+from .parsing import lines
+
+N = NeighborConfig
+SETTINGS = [
+    setting(N, "words", "Words erased with the concept, at most. 0 is the paper's method: random samples only.", 0, 256),
+    setting(N, "candidates", "How many words, nearest first, the model is asked about: two UNet calls for each.", 0, 4096),
+    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 0, 49408, 1000),
+    setting(N, "response", "A word goes with the concept from this likeness of the model's answers upwards.", -1, 1),
+    setting(N, "response_beyond", "A near word whose likeness is below this is kept.", -1, 1),
+    setting(N, "words_beyond", "Near words that draw something else and are kept, at most.", 0, 1024),
+    setting(N, "word_weight", "Weight of a named word in the closed form, beside the concept's 1.", 0.01, 10),
+    setting(N, "m", "Random neighbor samples of each prompt (M).", 0, 1000),
+    setting(N, "n", "Random beyond-concept samples of each prompt (N), which are kept.", 0, 1000),
+    setting(N, "d1", "Radius of the neighborhood (D1), in lengths of the concept's text state.", 0.01, 10),
+    setting(N, "d2", "Outer radius of beyond-concept samples (D2).", 0.01, 10),
+    setting(N, "inner", "Inner radius of beyond-concept samples; 0 is D1, as in the paper.", 0, 10),
+    setting(N, "s1", "Largest cosine of a neighbor to the concept (S1).", -1, 1),
+    setting(N, "s2", "Smallest cosine of a neighbor; beyond-concept samples lie below (S2).", -1, 1),
+    setting(N, "d1_anchor", "Tolerance around the anchor (D1').", 0, 10),
+    setting(N, "renormalize", "Scale samples back to the length of the concept's state."),
+]  # fmt: skip
+KEYS = [i.id for i in SETTINGS]
+
+
+class MineNeighbors(io.ComfyNode):
+    """Asks the model which words go with each concept, and draws the neighborhood."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealEra_MineNeighbors",
+            display_name="Mine Neighbor Concepts",
+            category=CATEGORY,
+            description="Finds the words that evoke a concept in this model and those that must stay, and maps its neighborhood.",
+            inputs=[
+                io.Model.Input("model", tooltip=MODEL),
+                io.Clip.Input("clip", tooltip=CLIP),
+                Concepts.Input("concepts", tooltip=CONCEPTS),
+                *SETTINGS,
+                io.String.Input("extra_words", default="", multiline=True, placeholder="jumbo jet",
+                                tooltip="Your own words or phrases to judge as well, one a line."),
+                *runs(),
+                size(),
+                seed(N, "Seed of the random samples."),
+            ],
+            outputs=[
+                Neighbors.Output(display_name="neighbors", tooltip="For the closed form, the training and the report."),
+                io.Image.Output(display_name="map", tooltip="The neighborhood in two dimensions, one picture a concept."),
+                io.String.Output(display_name="words", tooltip="The words that go with each concept, strongest first."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, d1, d2, inner, s1, s2, response, response_beyond):
+        given = {"d1": d1, "d2": d2, "inner": inner, "s1": s1, "s2": s2, "response": response, "response_beyond": response_beyond}
+        if None in given.values():
+            return True
+        try:
+            N(**given)
+        except ErasureError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, clip, concepts, extra_words, picture_size, seed, **settings) -> io.NodeOutput:
+        from ..backends.comfy import ComfyBackend
+        from ..backends.comfy_output import NodeProgress, as_image, guarded
+        from .map_image import draw, points
+        from .stages import NeighborSet, mine
+
+        sampling = A(**{i.id: settings[i.id] for i in runs()})
+        config = replace(ErasureConfig(), neighbors=N(seed=seed, **{k: settings[k] for k in KEYS}), alignment=sampling)
+        with guarded():
+            backend = ComfyBackend(model, clip, side=picture_size or None)
+            mined, around = mine(backend, concepts, config, lines(extra_words), NodeProgress(cls.hidden.unique_id))
+            found = NeighborSet(concepts, config.neighbors, mined, clip, backend.model_hash(), backend.encoder_hash())
+        plain = [points(a) for a in around]
+        image = as_image([draw(p) for p in plain])
+        text = "\n".join(f"{c.phrase}: {', '.join(w.word for w in mined.near_of(c.phrase)) or 'no word found'}" for c in concepts)
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | {"text": (text,), "realera_map": plain}
+        return io.NodeOutput(found, image, text, ui=shown)

@@ -1,0 +1,39 @@
+"""What nodes say in words about an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..erasure import Erasure
+from ..exports import EditLora
+from ..report.probes import general_probes
+from ..report.report import value_drift
+
+MEANING = {
+    "concept": "the concept", "synonym": "its aliases", "associated": "words that go with it",
+    "preserved": "what you preserve", "unrelated": "unrelated prompts",
+}  # fmt: skip
+
+
+def damage(backend: Any, erasure: Erasure, deltas: Mapping[str, Any], lora: EditLora | None = None) -> str:
+    """Condition, rank, and how far W_V's output moves for each group of prompts."""
+    probes = general_probes(erasure.concepts, named=erasure.mined.words[:4])
+    drift = value_drift(backend, probes, dict(deltas))
+    lines = ["erased: " + ", ".join(f"{c.phrase} -> {c.anchor}" for c in erasure.concepts)]
+    lines.append(f"{len(deltas)} projections changed")
+    if erasure.transform is not None:
+        lines.append(f"condition number {erasure.transform.condition:.1e}")
+    if lora is not None:
+        lost = f", which loses {lora.dropped:.1%} of it" if lora.dropped > 1e-4 else ""
+        lines.append(f"as a LoRA of rank {lora.rank}{lost}")
+    lines.append("values move by:")
+    lines += [f"  {share:.1%} for {MEANING[group]}" for group, share in drift.items()]
+    return "\n".join(lines)
+
+
+def training(losses: list[float]) -> str:
+    """How a training went."""
+    tenth = max(1, len(losses) // 10)
+    first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+    return f"{len(losses)} steps, loss from {first:.3g} to {last:.3g}"

@@ -1,0 +1,103 @@
+"""ComfyUI's backend answers as the diffusers one does, on tiny models of each kind with the same weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import platformdirs
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from realera_nodes.formats.stream import SafetensorsFile
+from tests.conftest import find_comfyui
+from tests.nodes_measure import SIDE, measure
+from tests.tiny import KINDS, PREDICTIONS, tiny_backend, tiny_files
+
+pytestmark = pytest.mark.comfyui
+
+#: relative to the largest entry; the hosts sum in other orders, and training carries the difference on
+TOLERANCE = {"noise": 1e-4, "erased noise": 1e-3, "latents": 1e-3, "change": 1e-3, "losses": 1e-2, "down": 1e-3, "up": 2e-2}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def answers(request, tmp_path_factory) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, str]]:
+    """(diffusers' numbers, ComfyUI's, what else ComfyUI's backend said)."""
+    found = find_comfyui()
+    if found is None:
+        pytest.skip("NO COMFYUI: set COMFYUI_PATH (and COMFYUI_PYTHON), or keep one at ~/ComfyUI, to compare the backends")
+    root, python = found
+    folder: Path = tmp_path_factory.mktemp(f"measure-{request.param}")
+    shutil.copytree(Path(platformdirs.__file__).parent, folder / "packages" / "platformdirs")
+    script, out = Path(__file__).with_name("nodes_measure.py"), folder / "answers.safetensors"
+    command = [str(python), "-O", str(script), str(root), request.param, PREDICTIONS[request.param],
+               str(tiny_files(request.param)[1]), str(out)]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(folder / "packages"), "XDG_CACHE_HOME": str(folder)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    backend = tiny_backend(request.param)
+    kept, cache = backend.noise, os.environ.get("XDG_CACHE_HOME")
+    assert backend.side == SIDE
+    os.environ["XDG_CACHE_HOME"] = str(folder / "own")
+    try:
+        return measure(backend), load_file(out), SafetensorsFile.open(out).metadata
+    finally:
+        backend.noise = kept
+        os.environ.pop("XDG_CACHE_HOME")
+        if cache is not None:
+            os.environ["XDG_CACHE_HOME"] = cache
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    return a.shape == b.shape and bool((a.double() - b.double()).abs().max() <= tolerance * a.double().abs().max())
+
+
+def test_text(answers) -> None:
+    theirs, ours, _ = answers
+    assert theirs.keys() == ours.keys()
+    for name in ("ids", "phrase", "weights", "timesteps"):
+        assert torch.equal(theirs[name], ours[name]), name
+    for name in ("states", "ends", "rows", *(["pooled"] if "pooled" in theirs else [])):
+        assert close(theirs[name], ours[name], 1e-5), name
+
+
+def test_weights_have_the_same_names_and_values(answers) -> None:
+    theirs, ours, _ = answers
+    names = [n for n in theirs if n.startswith("projection ")]
+    assert names
+    assert all(torch.equal(theirs[n], ours[n]) for n in names)
+
+
+@pytest.mark.parametrize("name", ["noise", "latents", "change", "losses", "erased noise"])
+def test_numbers(answers, name) -> None:
+    assert close(answers[0][name], answers[1][name], TOLERANCE[name])
+
+
+def test_the_trained_lora_is_the_same(answers) -> None:
+    theirs, ours, _ = answers
+    names = [n for n in theirs if n.startswith(("down ", "up "))]
+    assert len(names) >= 4
+    for name in names:
+        assert close(theirs[name], ours[name], TOLERANCE[name.split()[0]]), name
+    assert any(bool(ours[n].any()) for n in names if n.startswith("up "))
+
+
+def test_what_is_refused_is_refused_in_a_sentence(answers) -> None:
+    said = answers[2]
+    assert "Flux is not supported yet" in said["flux"]
+    assert "does not match the model" in said["clip"]
+    assert "connect CLIP" in said["no clip"]
+    assert "connect the checkpoint's VAE" in said["no vae"]
+    assert "textual inversion" in said["embedding"]
+    assert "has 80 tokens and the text encoder reads 75" in said["long"]
+    assert "out of memory" in said["memory"]
+
+
+def test_edits_come_apart_and_leave_no_trace(answers) -> None:
+    said = answers[2]
+    assert float(said["split"]) < 1e-3  # of numbers up to about 10
+    assert float(said["joined"]) < 1e-4
+    assert (said["patches left"], said["changed"], said["hooks"]) == ("0", "0", "0")
