@@ -17,7 +17,7 @@ from .formats.metadata import ErasureMetadata
 from .settings import as_table
 
 #: ranks up to this are written whole; larger edits are cut to it per layer, and the loss is reported
-MAX_RANK = 128
+MAX_RANK = 320
 
 
 @dataclass(frozen=True)

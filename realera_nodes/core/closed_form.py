@@ -40,7 +40,7 @@ class ClosedFormConfig:
     """
 
     lambda_1: float = 0.1
-    prior: float = 3.0
+    prior: float = 1.0
     ridge: float = 1e-3
     keys: bool = True
     values: bool = True

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..backends.idle_layers import without_idle_layers
 from .classifier import OTHER, Classifier
 from .concepts import CIFAR10, DemoConcept, demo_concepts
 from .expand import load_asset, manifest, pipeline_path
@@ -28,16 +29,11 @@ def prompt_of(concept: DemoConcept, phrase: str) -> str:
 
 def load_pipeline(device: str | None = None) -> Any:
     """The embedded model as a diffusers pipeline in float32, on a GPU if torch sees one."""
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
-    from transformers.utils import logging as transformers_logging
+    from ..backends.loading import load_backend
 
-    logging.set_verbosity_error()  # "you have disabled the safety checker": there is none for 64-pixel icons
-    logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    pipe = StableDiffusionPipeline.from_pretrained(pipeline_path(), torch_dtype=torch.float32, safety_checker=None)
+    pipe = load_backend(pipeline_path(), device, torch.float32).pipe
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe
 
 
 def sample(
@@ -48,8 +44,9 @@ def sample(
     for start in range(0, len(prompts), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
         noise = torch.stack([torch.randn(4, SIDE // 8, SIDE // 8, generator=g) for g in generators])
-        result = pipe(prompts[start : start + batch], latents=noise.to(pipe.device), num_inference_steps=steps,
-                      guidance_scale=guidance, output_type="pt", height=SIDE, width=SIDE)  # fmt: skip
+        with without_idle_layers(pipe.text_encoder):
+            result = pipe(prompts[start : start + batch], latents=noise.to(pipe.device), num_inference_steps=steps,
+                          guidance_scale=guidance, output_type="pt", height=SIDE, width=SIDE)  # fmt: skip
         out.append(result.images.float().cpu())
     return torch.cat(out)
 
@@ -119,12 +116,15 @@ def draw_gallery(out: Path, steps: int, seed: int, console: Console, each: int =
         pipe, net = load_pipeline(), load_classifier()
     table = Table("prompt", "recognised", "seen as", title="The embedded model's concepts")
     drawn = []
-    for label, prompt, expected in track(rows, description="sampling", console=console):
-        pictures = sample(pipe, [prompt] * each, [seed + i for i in range(each)], steps)
-        seen, _, _ = judge(net, pictures)
-        hits = sum(s == expected for s in seen)
-        drawn.append((label, ", ".join(sorted(set(seen))), pictures))
-        table.add_row(prompt, f"{hits} of {each}", ", ".join(sorted(set(seen))))
+    together = max(1, 16 // each)
+    for start in track(range(0, len(rows), together), description="sampling", console=console):
+        part = rows[start : start + together]
+        seeds = [seed + i for i in range(each)] * len(part)
+        pictures = sample(pipe, [prompt for _, prompt, _ in part for _ in range(each)], seeds, steps).split(each)
+        for (label, prompt, expected), shown in zip(part, pictures, strict=True):
+            seen, _, _ = judge(net, shown)
+            drawn.append((label, ", ".join(sorted(set(seen))), shown))
+            table.add_row(prompt, f"{sum(s == expected for s in seen)} of {each}", ", ".join(sorted(set(seen))))
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / ".gallery.png"
     grid(drawn).save(temporary, format="PNG")
