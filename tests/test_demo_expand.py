@@ -107,11 +107,11 @@ def test_wrong_bytes_are_not_kept(copied_assets: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(copied_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(state, path, metadata=None):
+    def full_disk(path, tensors, metadata):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(expand, "save_file", full_disk)
+    monkeypatch.setattr(expand, "write_tensors", full_disk)
     result = RUNNER.invoke(app, ["demo-model", "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "No space left" in result.stderr

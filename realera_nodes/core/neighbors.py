@@ -76,6 +76,7 @@ class NeighborConfig:
                 self.words >= 0 and self.words_beyond >= 0 and self.vocabulary >= 0 and self.candidates >= 0,
                 "words, words_beyond, vocabulary and candidates must be 0 or more",
             ),
+            (self.vocabulary >= 1, "vocabulary is 0: it must be 1 or more; words = 0 turns named neighbors off"),
             (
                 -1 <= self.response_beyond <= self.response <= 1,
                 f"response_beyond = {self.response_beyond} and response = {self.response}: they must rise within -1 to 1",
