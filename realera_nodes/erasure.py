@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,8 @@ from .core.alignment import AlignmentConfig, TrainState, Trajectories, align_noi
 from .core.closed_form import ClosedFormConfig, Grams, LowRank, Transform, solve
 from .core.concepts import Concept, check_together
 from .core.neighbors import NeighborConfig, NeighborSamples, sample_neighbors
-from .core.spans import ErasurePair, TextStates, make_pair
-from .mining import Mined, mine_words, prior_gram
+from .core.spans import ErasurePair, make_pair
+from .mining import Mined, Progress, mine_words, prior_gram, silent
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Erasure:
     def delta(self, name: str, weight: Tensor) -> Tensor | None:
         """The change of one projection (out, d); None where it stays."""
         total = None
-        if self.transform is not None and name.endswith(("attn2.to_k", "attn2.to_v")) and self.config.closed_form.edits(name):
+        if self.transform is not None and self.edits(name):
             total = self.transform.delta(weight, self.config.closed_form.strength)
         if name in self.factors:
             down, up = self.factors[name]
@@ -64,24 +64,18 @@ class Erasure:
         """T - I as thin factors: one d x d SVD, done when it is first asked for."""
         return self.transform.low_rank() if self.transform is not None else None
 
+    def edits(self, name: str) -> bool:
+        """Whether the closed form changes a projection of this name."""
+        selected = name.endswith(("attn2.to_k", "attn2.to_v")) and self.config.closed_form.edits(name)
+        return self.transform is not None and selected
+
     def touches(self, name: str) -> bool:
         """Whether a projection of this name changes."""
-        edited = (
-            self.transform is not None and name.endswith(("attn2.to_k", "attn2.to_v")) and self.config.closed_form.edits(name)
-        )
-        return edited or name in self.factors
+        return self.edits(name) or name in self.factors
 
-    def deltas(self, projections: dict[str, Tensor]) -> dict[str, Tensor]:
+    def deltas(self, projections: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: self.delta(name, w) for name, w in projections.items()}
         return {name: d for name, d in found.items() if d is not None}
-
-
-#: called with (stage, done, total); may raise to cancel
-Progress = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress is shown."""
 
 
 def make_pairs(backend: Any, concepts: Sequence[Concept]) -> list[list[ErasurePair]]:
@@ -145,35 +139,27 @@ def erase(
     concepts = tuple(concepts)
     check_together(concepts)
     by_concept = make_pairs(backend, concepts)
-    pairs = [p for group in by_concept for p in group]
     asks = config.neighbors_on and config.neighbors.words > 0
-    runs = _trajectories(backend, by_concept, concepts, config.alignment, progress) if asks or config.alignment_on else {}
-    mined = Mined()
-    if asks:
-        for concept, group in zip(concepts, by_concept, strict=True):
-            mined = mined + mine_words(backend, concept, concepts, runs[group[0].anchor_prompt], config.neighbors, progress)
+    runs = trajectories(backend, by_concept, concepts, config.alignment, progress) if asks or config.alignment_on else {}
+    mined = sum(mine(backend, by_concept, concepts, runs, config.neighbors, progress) if asks else [], Mined())
     result = Erasure(concepts, config, mined)
     if config.closed_form_on:
-        generator = torch.Generator().manual_seed(config.neighbors.seed)
-        sampling = replace(
-            config.neighbors,
-            m=config.neighbors.m if config.neighbors_on else 0,
-            n=config.neighbors.n if config.beyond_on else 0,
-        )
-        # a generator: with many concepts all samples together would not fit
-        samples = (sample_neighbors(p, sampling, generator) for p in pairs)
-        erased = [phrase for c in concepts for phrase in c.phrases]
-        prior = prior_gram(backend, [*erased, *mined.words], progress) if config.closed_form.prior else None
-        grams = build_grams(backend, pairs, samples, mined, concepts, config, prior)
-        progress("closed form", 0, 1)
-        result.transform = solve(grams, config.closed_form.lambda_1, config.closed_form.ridge, config.closed_form.max_condition)
-        progress("closed form", 1, 1)
+        result.transform = edit(backend, by_concept, concepts, mined, config, progress)
     if config.alignment_on:
-        _align(backend, pairs, runs, mined, result, progress, state, on_state)
+        deltas = result.deltas(backend.projections())
+        result.factors, result.state = align(
+            backend, by_concept, concepts, mined, config, runs, deltas, progress, state, on_state
+        )
     return result
 
 
-def _trajectories(backend, by_concept, concepts, config: AlignmentConfig, progress: Progress) -> dict[str, Trajectories]:
+#: for each concept its pairs, as ``make_pairs`` gives them
+Groups = Sequence[Sequence[ErasurePair]]
+
+
+def trajectories(
+    backend: Any, by_concept: Groups, concepts: Sequence[Concept], config: AlignmentConfig, progress: Progress
+) -> dict[str, Trajectories]:
     """Anchor trajectories of the original model by anchor prompt: one template a concept stands for all of them."""
     runs: dict[str, Trajectories] = {}
     made: dict[str, Trajectories] = {}
@@ -187,38 +173,57 @@ def _trajectories(backend, by_concept, concepts, config: AlignmentConfig, progre
     return runs
 
 
-def _align(backend, pairs, runs, mined: Mined, result: Erasure, progress: Progress, state, on_state) -> None:
-    config = result.config
-    alignment = config.alignment
-    kept = kept_prompts(result.concepts)
-    prompts = [p for p, _ in kept] + (mined.far if config.beyond_on else [])
-    kept_states: TextStates | None = backend.encode(prompts) if prompts else None
+def mine(
+    backend: Any, by_concept: Groups, concepts: Sequence[Concept], runs: Mapping[str, Trajectories], config: NeighborConfig,
+    progress: Progress, extra: Sequence[str] = (),
+) -> list[Mined]:  # fmt: skip
+    """Words around each concept; added up they are what an edit takes. ``extra`` are the user's own words to judge."""
+    return [
+        mine_words(backend, concept, concepts, runs[group[0].anchor_prompt], config, progress, extra)
+        for concept, group in zip(concepts, by_concept, strict=True)
+    ]
+
+
+def edit(
+    backend: Any, by_concept: Groups, concepts: Sequence[Concept], mined: Mined, config: ErasureConfig, progress: Progress
+) -> Transform:
+    """The closed form over concepts and what was mined around them (Eq. 7)."""
+    pairs = [pair for group in by_concept for pair in group]
+    generator = torch.Generator().manual_seed(config.neighbors.seed)
+    on = config.neighbors
+    sampling = replace(on, m=on.m if config.neighbors_on else 0, n=on.n if config.beyond_on else 0)
+    # a generator: with many concepts all samples together would not fit
+    samples = (sample_neighbors(pair, sampling, generator) for pair in pairs)
+    erased = [phrase for c in concepts for phrase in c.phrases]
+    prior = prior_gram(backend, [*erased, *mined.words], progress) if config.closed_form.prior else None
+    grams = build_grams(backend, pairs, samples, mined, concepts, config, prior)
+    progress("closed form", 0, 1)
+    transform = solve(grams, config.closed_form.lambda_1, config.closed_form.ridge, config.closed_form.max_condition)
+    progress("closed form", 1, 1)
+    return transform
+
+
+def align(
+    backend: Any, by_concept: Groups, concepts: Sequence[Concept], mined: Mined, config: ErasureConfig,
+    runs: Mapping[str, Trajectories], deltas: Mapping[str, Tensor], progress: Progress,
+    state: TrainState | None = None, on_state: Callable[[TrainState], None] | None = None,
+) -> tuple[Factors, TrainState]:  # fmt: skip
+    """The noise alignment (Eq. 8-9): the backend's model is the teacher, with ``deltas`` it is where the student starts."""
+    pairs = [pair for group in by_concept for pair in group]
+    kept = [*(prompt for prompt, _ in kept_prompts(concepts)), *(mined.far if config.beyond_on else [])]
     near = [pair for pair, _ in mined.near] if config.neighbors_on else []
-    base = backend.projections()
-    deltas = {n: d for n in base if (d := result.delta(n, base[n])) is not None}
+    a = config.alignment
+    a = replace(a, neighbors=a.neighbors and config.neighbors_on, beyond=a.beyond and config.beyond_on)
 
     def on_step(now: TrainState) -> None:
-        progress("noise alignment", now.step, alignment.steps)
+        progress("noise alignment", now.step, a.steps)
         if on_state:
             on_state(now)
 
-    alignment = replace(
-        alignment, neighbors=alignment.neighbors and config.neighbors_on, beyond=alignment.beyond and config.beyond_on
-    )
-    with backend.training(deltas, alignment) as student:
-        result.state = align_noise(
-            student,
-            pairs,
-            [runs[p.anchor_prompt] for p in pairs],
-            config.neighbors,
-            alignment,
-            on_step,
-            state,
-            kept_states,
-            near,
-            [runs[p.anchor_prompt] for p in near],
-        )
-        result.factors = student.factors()
-
-
-__all__ = ["Erasure", "ErasureConfig", "build_grams", "erase", "make_pairs"]
+    kept_states = backend.encode(kept) if kept else None
+    with backend.training(deltas, a) as student:
+        trained = align_noise(
+            student, pairs, [runs[p.anchor_prompt] for p in pairs], config.neighbors, a, on_step, state, kept_states,
+            near, [runs[p.anchor_prompt] for p in near],
+        )  # fmt: skip
+        return student.factors(), trained

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,21 +29,21 @@ class EditLora:
     dropped: float
 
 
-def edit_lora(erasure: Erasure, checkpoint: Checkpoint, max_rank: int = MAX_RANK) -> EditLora:
-    """The closed-form part as low-rank factors of every edited projection.
+def edit_lora(erasure: Erasure, projections: Iterable[str], read: Callable[[str], Tensor], max_rank: int = MAX_RANK) -> EditLora:
+    """The closed-form part as low-rank factors of every edited projection; ``read`` gives a projection's base weight.
 
     Exact (shared factors of T - I) where its rank allows; else each layer's delta is cut to ``max_rank`` by SVD.
     """
     assert erasure.transform is not None
     assert erasure.low_rank is not None
     config = erasure.config.closed_form
-    names = [n for n in checkpoint.architecture.projections if config.edits(n)]
+    names = [n for n in projections if config.edits(n)]
     if erasure.low_rank.rank <= max_rank:
-        factors = {n: erasure.low_rank.factors(checkpoint.read_projection(n), config.strength) for n in names}
+        factors = {n: erasure.low_rank.factors(read(n), config.strength) for n in names}
         return EditLora(factors, erasure.low_rank.rank, erasure.low_rank.dropped)
     factors, dropped, rank = {}, 0.0, 0
     for name in names:
-        delta = erasure.transform.delta(checkpoint.read_projection(name).float(), config.strength)
+        delta = erasure.transform.delta(read(name).float(), config.strength)
         u, s, v = torch.linalg.svd(delta, full_matrices=False)
         keep = min(max_rank, int((s > 1e-6 * s[0]).sum()) or 1)
         root = s[:keep].sqrt()

@@ -11,10 +11,11 @@ from typing import Any
 from .core.alignment import TrainState
 from .core.concepts import Concept, check_together
 from .core.errors import ErasureError
-from .erasure import Erasure, ErasureConfig, Progress, erase, silent
+from .erasure import Erasure, ErasureConfig, erase
 from .exports import MAX_RANK, edit_lora, export_checkpoint, export_lora
 from .formats.atomic import require_space
 from .formats.checkpoint import Checkpoint, open_checkpoint
+from .mining import Progress, silent
 from .report.probes import Probe, demo_probes, general_probes
 from .report.report import Scorer, draw, score, value_drift, write_report
 from .resume import EVERY, load_state, save_state, state_path
@@ -57,12 +58,9 @@ class Source:
 def open_source(checkpoint: str) -> Source:
     """Finds and checks the model without loading it. ErasureError: missing, damaged or unsupported."""
     if checkpoint == DEMO:
-        from .demo.expand import DemoAssetError, checkpoint_path, pipeline_path
+        from .demo.expand import checkpoint_path, pipeline_path
 
-        try:
-            return Source("realera-demo", pipeline_path(), open_checkpoint(checkpoint_path()))
-        except DemoAssetError as error:
-            raise ErasureError(str(error)) from error
+        return Source("realera-demo", pipeline_path(), open_checkpoint(checkpoint_path()))
     path = Path(checkpoint)
     return Source(path.stem if path.suffix == ".safetensors" else path.name, path, open_checkpoint(path))
 
@@ -136,7 +134,8 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     backend = load(job, source)
     progress("loading the model", 1, 1)
     loaded = time.perf_counter()
-    kept = state_path(job, source.checkpoint.sha256())
+    sha256 = source.checkpoint.sha256()
+    kept = state_path(job, sha256)
 
     def remember(state: TrainState) -> None:
         if state.step % EVERY == 0:
@@ -159,7 +158,7 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     with backend.edited(deltas):
         after = score(draw(backend, probes, seeds, job.sampling_steps, job.guidance, drawn), scorer)
     shown = time.perf_counter()
-    written, rank = export(job, source, erasure, progress)
+    written, rank = export(job, source, erasure, sha256, progress)
     facts = {
         "concepts": [{"concept": c.phrase, "anchor": c.anchor} for c in job.concepts],
         "named_neighbors": {c.phrase: [w.word for w in erasure.mined.near_of(c.phrase)] for c in job.concepts},
@@ -178,13 +177,15 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     return table
 
 
-def export(job: Job, source: Source, erasure: Erasure, progress: Progress = silent) -> tuple[list[Path], dict[str, Any]]:
+def export(
+    job: Job, source: Source, erasure: Erasure, sha256: str, progress: Progress = silent
+) -> tuple[list[Path], dict[str, Any]]:
     """Writes checkpoint and LoRAs; returns the paths, and rank and loss of the closed-form edit's LoRA."""
     files = planned_files(job, source)
-    sha256 = source.checkpoint.sha256()
     written, rank = [], {}
     if "edit lora" in files:
-        lora = edit_lora(erasure, source.checkpoint, job.max_rank)
+        base = source.checkpoint
+        lora = edit_lora(erasure, base.architecture.projections, base.read_projection, job.max_rank)
         rank = {"edit": erasure.low_rank.rank if erasure.low_rank else 0, "lora": lora.rank, "dropped": lora.dropped}
         export_lora(erasure, lora.factors, source.checkpoint, files["edit lora"], sha256, job.overwrite)
         written.append(files["edit lora"])

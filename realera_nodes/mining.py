@@ -17,7 +17,12 @@ from .core.prior import captions, mean_gram
 from .core.spans import ErasurePair, TextStates, make_pair
 from .core.words import NamedWord, named_words, response_similarity
 
+#: called with (stage, done, total); may raise to cancel
 Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress is shown."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,9 @@ def mine_words(
     """Named neighbors of a concept: the nearest words in text space, then judged by the model's response to them."""
     progress("vocabulary", 0, 1)
     words, states = vocabulary(backend, config.vocabulary)
-    if extra:
-        words, states = [*words, *extra], torch.cat([states, backend.end_states(list(extra))])
+    new = [w for w in dict.fromkeys(extra) if w not in words]
+    if new:
+        words, states = [*words, *new], torch.cat([states, backend.end_states(new)])
     centre = backend.end_states([concept.phrase])[0]
     taken = [p for c in concepts for p in (*c.phrases, c.anchor, *(k.phrase for k in c.preserve))]
     named = [w for w in named_words(centre, states, words, config) if not any(same(w.word, t) for t in taken)]

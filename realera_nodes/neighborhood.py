@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.concepts import Concept
+from .core.concepts import Concept, check_together
 from .core.neighbors import NeighborSamples, sample_neighbors
 from .core.spans import ErasurePair
-from .erasure import ErasureConfig, Progress, make_pairs, silent
+from .erasure import ErasureConfig, make_pairs, mine, trajectories
 from .formats.atomic import atomic_file
-from .mining import Mined, mine_words
+from .mining import Mined, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -33,25 +32,39 @@ class Neighborhood:
     preserved_states: Tensor
 
 
-def look(
-    backend: Any, concept: Concept, config: ErasureConfig, extra: Sequence[str] = (), progress: Progress = silent, shown: int = 24
-) -> Neighborhood:
-    """Mines a concept without changing anything. ``extra`` are the user's own words to judge."""
-    pairs = make_pairs(backend, [concept])[0]
-    a = config.alignment
-    run = backend.trajectories(pairs[0].anchor_prompt, a.trajectories, a.trajectory_steps, a.guidance, a.seed)
-    mined = mine_words(backend, concept, [concept], run, config.neighbors, progress, extra)
-    samples = sample_neighbors(pairs[0], config.neighbors, torch.Generator().manual_seed(config.neighbors.seed))
-    words = [w.word for w in mined.near_of(concept.phrase)][:shown]
-    rest = [w.word for w in mined.named[concept.phrase] if w.word not in words]
-    words = list(dict.fromkeys([*words, *extra, *rest]))[: shown + len(extra)]
+def survey(
+    backend: Any, concepts: Sequence[Concept], config: ErasureConfig, extra: Sequence[str] = (), progress: Progress = silent,
+    judge: bool = True, shown: int = 24,
+) -> tuple[Mined, list[Neighborhood]]:  # fmt: skip
+    """Mines concepts without changing anything, and what is to be drawn around each.
+
+    Args:
+        extra: the user's own words to judge
+        judge: ask the model about words; without, samples are all that is shown
+        shown: words of a map beside ``extra``
+    """
+    check_together(list(concepts))
+    by_concept = make_pairs(backend, concepts)
+    each = [Mined({c.phrase: []}) for c in concepts]
+    if judge:
+        runs = trajectories(backend, by_concept, concepts, config.alignment, progress)
+        each = mine(backend, by_concept, concepts, runs, config.neighbors, progress, extra)
+    generator = torch.Generator().manual_seed(config.neighbors.seed)
+    around = []
+    for concept, group, mined in zip(concepts, by_concept, each, strict=True):
+        samples = sample_neighbors(group[0], config.neighbors, generator)
+        near = [w.word for w in mined.near_of(concept.phrase)][:shown]
+        others = [w.word for w in mined.named[concept.phrase]]
+        words = list(dict.fromkeys([*near, *extra, *others]))[: shown + len(extra)]
+        kept = [k.phrase for k in concept.preserve]
+        states = [_states(backend, concept, phrases) for phrases in (words, kept)]
+        around.append(Neighborhood(concept, group[0], samples, mined, words, states[0], kept, states[1]))
+    return sum(each, Mined()), around
+
+
+def _states(backend: Any, concept: Concept, phrases: list[str]) -> Tensor:
     template = concept.prompts[0]
-    kept = [k.phrase for k in concept.preserve]
-    encode = lambda phrases: backend.end_states([template.format(p) for p in phrases])  # noqa: E731
-    nothing = torch.zeros(0, backend.context_width)
-    return Neighborhood(
-        concept, pairs[0], samples, mined, words, encode(words) if words else nothing, kept, encode(kept) if kept else nothing
-    )
+    return backend.end_states([template.format(p) for p in phrases]) if phrases else torch.zeros(0, backend.context_width)
 
 
 def project(around: Neighborhood) -> dict[str, Tensor]:
@@ -94,8 +107,8 @@ def draw_map(around: Neighborhood, path: Path, overwrite: bool = False) -> None:
     axes.legend(loc="best", fontsize=8)
     axes.grid(alpha=0.2)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    with atomic_file(path, overwrite=overwrite) as f:
-        f.write(buffer.getvalue())
+    try:
+        with atomic_file(path, overwrite=overwrite) as f:
+            figure.savefig(f, format="png")
+    finally:
+        plt.close(figure)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .job import Job, load, planned_files, prepare, probes_of
+from .job import DEMO, Job, load, planned_files, prepare, probes_of
 
 
 def forwards(job: Job, concepts: int, probes: int) -> dict[str, float]:
@@ -36,7 +36,7 @@ def plan(job: Job) -> str:
         for _ in range(3):
             backend.predict_noise(z, t, text)
     second = (time.perf_counter() - start) / 3
-    probes = len(probes_of(job)) + (4 if job.checkpoint != "demo" else 0)
+    probes = len(probes_of(job)) + (4 if job.checkpoint != DEMO else 0)
     parameters = sum(
         p.numel() * p.element_size() for m in (backend.unet, backend.pipe.text_encoder, backend.pipe.vae) for p in m.parameters()
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,19 +45,21 @@ def find_comfyui() -> tuple[Path, Path] | None:
     return (root, python) if (root / "main.py").exists() and python.exists() else None
 
 
-@pytest.fixture(scope="session")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A ComfyUI server on a free port, with its own empty base directory and the embedded checkpoint in it."""
+def require_comfyui() -> tuple[Path, Path]:
+    """``find_comfyui``, or a loud skip."""
     found = find_comfyui()
     if found is None:
         pytest.skip("NO COMFYUI: set COMFYUI_PATH (and COMFYUI_PYTHON), or keep one at ~/ComfyUI, to run the server tests")
-    root, python = found
-    base = tmp_path_factory.mktemp("comfyui")
-    checkpoints = base / "models" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    for folder in ("custom_nodes", "input", "output", "user"):  # ComfyUI expects them under another base directory
-        (base / folder).mkdir()
-    shutil.copyfile(expand.checkpoint_path(), checkpoints / expand.CHECKPOINT)
+    return found
+
+
+@contextmanager
+def served(base: Path, environment: Mapping[str, str] | None = None) -> Iterator[ComfyServer]:
+    """A ComfyUI server on a free port with its own base directory, the embedded checkpoint in it, stopped at the end."""
+    root, python = require_comfyui()
+    for folder in ("models/checkpoints", "custom_nodes", "input", "output", "user"):  # expected under another base directory
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    (base / "models" / "checkpoints" / expand.CHECKPOINT).symlink_to(expand.checkpoint_path())
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -65,7 +67,9 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     command = [str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
                "--database-url", f"sqlite:///{base / 'comfyui.db'}"]  # fmt: skip
     with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=root, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=root, stdout=out, stderr=subprocess.STDOUT, env=os.environ | dict(environment or {})
+        )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process, log)
         yield ComfyServer(f"http://127.0.0.1:{port}", base, log)
@@ -75,6 +79,14 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A plain server, without the node pack."""
+    require_comfyui()
+    with served(tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
 
 
 def wait_until_ready(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:

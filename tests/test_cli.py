@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from realera_nodes.cli import app
-from tests.tiny import tiny_files
+from tests.tiny import tiny_backend, tiny_files
 
 RUNNER = CliRunner()
 
@@ -215,3 +215,17 @@ def test_mine_lists_words_and_draws_the_map(tmp_path: Path) -> None:
     assert "flying machine" in result.output, result.output
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "already exists" in refused("mine", folder, "-c", "airplane", "--plot", plot, *small)
+
+
+def test_a_word_of_the_users_is_judged_once(tmp_path: Path) -> None:
+    from realera_nodes.core.concepts import Concept
+    from realera_nodes.core.neighbors import NeighborConfig
+    from realera_nodes.mining import mine_words, silent
+
+    backend, concept = tiny_backend("sd1"), Concept("airplane", "sky")
+    known = backend.vocabulary()[7]
+    config = NeighborConfig(vocabulary=20, candidates=20, response=-1, response_beyond=-1)
+    run = backend.trajectories("a photo of the sky", 1, 3, 5.0, 0)
+    mined = mine_words(backend, concept, [concept], run, config, silent, [known, "flying machine", "flying machine"])
+    words = [w.word for w in mined.named["airplane"]]
+    assert sorted(words) == sorted({*backend.vocabulary()[:20], "flying machine"})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from PIL import Image
 
 from realera_nodes.demo import expand
 from realera_nodes.demo.gallery import judge
+from tests.http_graphs import fetch, queue, wait
 
 pytestmark = pytest.mark.comfyui
 
@@ -45,19 +44,10 @@ def graph(prompt: str, batch: int = BATCH, steps: int = STEPS) -> dict:
 
 def run(url: str, prompt: dict, seconds: float = 180) -> list[np.ndarray]:
     """Queues a graph, waits for it, returns its pictures as uint8 arrays."""
-    answer = httpx.post(f"{url}/prompt", json={"prompt": prompt}, timeout=30)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["node_errors"] == {}
-    key, end = answer.json()["prompt_id"], time.time() + seconds
-    while time.time() < end:
-        history = httpx.get(f"{url}/history/{key}", timeout=30).json()
-        if key in history:
-            status = history[key]["status"]
-            assert status["status_str"] == "success", status
-            images = [i for node in history[key]["outputs"].values() for i in node.get("images", [])]
-            return [np.array(Image.open(io.BytesIO(httpx.get(f"{url}/view", params=i, timeout=30).content))) for i in images]
-        time.sleep(0.2)
-    raise AssertionError(f"the graph did not finish in {seconds:.0f} s")
+    done = wait(url, queue(url, prompt), seconds)
+    assert done["status"]["status_str"] == "success", done["status"]
+    images = [i for node in done["outputs"].values() for i in node.get("images", [])]
+    return [np.array(Image.open(io.BytesIO(fetch(url, i)))) for i in images]
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +20,8 @@ from PIL import Image
 import realera_nodes
 from realera_nodes.demo import expand
 from realera_nodes.formats.metadata import inspect_file
-from tests.conftest import ComfyServer, find_comfyui, wait_until_ready
+from tests.conftest import ComfyServer, require_comfyui, served
+from tests.http_graphs import fetch, queue, wait
 
 pytestmark = pytest.mark.comfyui
 
@@ -37,101 +35,27 @@ NODES = {
 }  # fmt: skip
 #: of 255, largest difference of pictures whose models are the same but for the order of sums
 SAME = 2
-#: the tests' own: the hash of a model's unpatched weights, a model that fails after some calls, a node's progress
-PROBE = """
-import hashlib
-class Hash:
-    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "tests", True
-    @classmethod
-    def INPUT_TYPES(cls): return {"required": {"model": ("MODEL",), "after": ("*",), "salt": ("INT", {})}}
-    @classmethod
-    def VALIDATE_INPUTS(cls, input_types): return True
-    def run(self, model, after, salt):
-        digest = hashlib.sha256()
-        for key, parts in sorted(model.get_key_patches("diffusion_model.").items()):
-            digest.update(key.encode() + parts[0][0].detach().cpu().contiguous().numpy().tobytes())
-        hooks = sum(len(m._forward_hooks) for m in model.model.modules())
-        return {"ui": {"text": (digest.hexdigest(), str(hooks))}}
-class Fail:
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
-    @classmethod
-    def INPUT_TYPES(cls): return {"required": {"model": ("MODEL",), "calls": ("INT", {"max": 100000})}}
-    def run(self, model, calls):
-        left = [calls]
-        def patch(q, k, v, extra):
-            left[0] -= 1
-            if left[0] < 0: raise RuntimeError("made to fail")
-            return q, k, v
-        clone = model.clone()
-        clone.set_model_attn2_patch(patch)
-        return (clone,)
-NODE_CLASS_MAPPINGS = {"Test_Hash": Hash, "Test_Fail": Fail}
-
-from aiohttp import web
-from comfy_execution.progress import get_progress_state
-from server import PromptServer
-
-@PromptServer.instance.routes.get("/tests/progress/{node}")
-async def progress(request):
-    state = get_progress_state().nodes.get(request.match_info["node"], {})
-    return web.json_response({"value": state.get("value", 0), "max": state.get("max", 0)})
-"""
+#: the tests' own nodes: the hash of a model's unpatched weights, a model that fails after some calls, a node's progress
+PROBE = PACK / "tests" / "data" / "probe_nodes.py.txt"
 
 
 @pytest.fixture(scope="module")
 def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server with the pack linked into custom_nodes, the tests' own nodes and the embedded checkpoint."""
-    found = find_comfyui()
-    if found is None:
-        pytest.skip("NO COMFYUI: set COMFYUI_PATH (and COMFYUI_PYTHON), or keep one at ~/ComfyUI, to run the server tests")
-    root, python = found
+    require_comfyui()
     base = tmp_path_factory.mktemp("comfyui-nodes")
-    for folder in ("models/checkpoints", "models/loras", "custom_nodes/tests-probe", "input", "output", "user", "packages"):
-        (base / folder).mkdir(parents=True)
+    (base / "custom_nodes" / "tests-probe").mkdir(parents=True)
     (base / "custom_nodes" / "realera-nodes").symlink_to(PACK)
-    (base / "custom_nodes" / "tests-probe" / "__init__.py").write_text(PROBE)
+    (base / "custom_nodes" / "tests-probe" / "__init__.py").write_text(PROBE.read_text())
     # what ComfyUI-Manager would install from requirements.txt and ComfyUI itself does not need
     shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
-    (base / "models" / "checkpoints" / expand.CHECKPOINT).symlink_to(expand.checkpoint_path())
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    log = base / "server.log"
-    command = [str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
-               "--database-url", f"sqlite:///{base / 'comfyui.db'}"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(base / "packages"), "XDG_CACHE_HOME": str(base / "cache")}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=root, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
-        yield ComfyServer(f"http://127.0.0.1:{port}", base, log)
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    (base / "models" / "loras").mkdir(parents=True)
+    with served(base, {"PYTHONPATH": str(base / "packages"), "XDG_CACHE_HOME": str(base / "cache")}) as server:
+        yield server
 
 
 def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
-
-
-def queue(url: str, graph: dict) -> str:
-    answer = httpx.post(f"{url}/prompt", json={"prompt": graph}, timeout=60)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["node_errors"] == {}
-    return answer.json()["prompt_id"]
-
-
-def wait(url: str, key: str, seconds: float = 180) -> dict[str, Any]:
-    end = time.time() + seconds
-    while time.time() < end:
-        history = httpx.get(f"{url}/history/{key}", timeout=30).json()
-        if key in history:
-            return history[key]
-        time.sleep(0.1)
-    raise AssertionError(f"the graph did not finish in {seconds:.0f} s")
 
 
 def run(comfy: ComfyServer, graph: dict, seconds: float = 180) -> dict[str, Any]:
@@ -148,14 +72,8 @@ def failure(comfy: ComfyServer, graph: dict) -> dict[str, Any]:
     return done["status"]["messages"][-1][1]
 
 
-def fetch(comfy: ComfyServer, item: dict[str, str]) -> bytes:
-    answer = httpx.get(f"{comfy.url}/view", params=item, timeout=60)
-    assert answer.status_code == 200
-    return answer.content
-
-
 def pictures(comfy: ComfyServer, output: dict[str, Any]) -> np.ndarray:
-    return np.stack([np.array(Image.open(io.BytesIO(fetch(comfy, i)))).astype(int) for i in output["images"]])
+    return np.stack([np.array(Image.open(io.BytesIO(fetch(comfy.url, i)))).astype(int) for i in output["images"]])
 
 
 def loader(name: str = expand.CHECKPOINT) -> dict:
@@ -292,7 +210,7 @@ def test_the_saved_lora_is_the_one_in_the_graph(comfy, info, erased) -> None:
     item = erased["lora"]["lora"][0]
     assert item["subfolder"] == "loras"
     assert item["filename"] in httpx.get(f"{comfy.url}/models/loras", timeout=30).json()
-    assert fetch(comfy, item)[8:9] == b"{"
+    assert fetch(comfy.url, item)[8:9] == b"{"
     found = inspect_file(comfy.base / "output" / "loras" / item["filename"])
     assert (found["kind"], found["architecture"], found["ranks"]) == ("LoRA", "sd1", [4])
     assert found["erasure"]["concepts"] == ("airplane",)

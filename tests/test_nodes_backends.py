@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from realera_nodes.formats.stream import SafetensorsFile
-from tests.conftest import find_comfyui
+from tests.conftest import require_comfyui
 from tests.nodes_measure import SIDE, measure
 from tests.tiny import KINDS, PREDICTIONS, tiny_backend, tiny_files
 
@@ -26,10 +26,7 @@ TOLERANCE = {"noise": 1e-4, "erased noise": 1e-3, "latents": 1e-3, "change": 1e-
 @pytest.fixture(scope="module", params=KINDS)
 def answers(request, tmp_path_factory) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, str]]:
     """(diffusers' numbers, ComfyUI's, what else ComfyUI's backend said)."""
-    found = find_comfyui()
-    if found is None:
-        pytest.skip("NO COMFYUI: set COMFYUI_PATH (and COMFYUI_PYTHON), or keep one at ~/ComfyUI, to compare the backends")
-    root, python = found
+    root, python = require_comfyui()
     folder: Path = tmp_path_factory.mktemp(f"measure-{request.param}")
     shutil.copytree(Path(platformdirs.__file__).parent, folder / "packages" / "platformdirs")
     script, out = Path(__file__).with_name("nodes_measure.py"), folder / "answers.safetensors"

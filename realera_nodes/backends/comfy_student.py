@@ -33,27 +33,17 @@ def thaw(model: nn.Module) -> list[tuple[nn.Parameter, bool]]:
     return flags
 
 
-class ScaledAdapters(HookAdapters):
+class EditedAdapters(HookAdapters):
     """W x + scale up down x + delta x, while on."""
 
     def __init__(self, modules: Mapping[str, nn.Module], factors: Factors, scale: float):
-        super().__init__(modules, factors)
-        self.scale = scale
+        super().__init__(modules, factors, scale)
         self.fixed: dict[str, tuple[nn.Module, Tensor]] = {}
 
     def attach(self) -> None:
         super().attach()
         for module, delta in self.fixed.values():
             self.handles.append(module.register_forward_hook(self._fixed_hook(delta)))
-
-    def _hook(self, name: str):
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if not self.on:
-                return None
-            down, up = self.parts[name]
-            return output + (self.scale * ((inputs[0].to(down) @ down.T) @ up.T)).to(output)
-
-        return add
 
     def _fixed_hook(self, delta: Tensor):
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -74,7 +64,7 @@ class HookStudent:
         shapes = {n: (modules[n].weight.shape[0], modules[n].weight.shape[1]) for n in wanted}
         start = initial_factors(shapes, config.rank, torch.Generator().manual_seed(config.seed))
         factors = {n: (down.to(device), up.to(device)) for n, (down, up) in start.items()}  # float32 master weights
-        self.adapters = ScaledAdapters({n: modules[n] for n in wanted}, factors, config.scale)
+        self.adapters = EditedAdapters({n: modules[n] for n in wanted}, factors, config.scale)
         for name, delta in deltas.items():
             own = delta.detach().to(device, modules[name].weight.dtype, copy=True)
             self.adapters.fixed[name] = (modules[name], own)

@@ -103,34 +103,28 @@ def _depths(levels: list[list[int]], up: list[list[int]], middle: int) -> dict[s
 
 def clip_config(shapes: Shapes) -> dict[str, Any]:
     """Of a CLIP text model in transformers' layout (without ``text_model.``), activation as in CLIP-L."""
-    width = shape_of(shapes, "embeddings.token_embedding.weight", "text encoder")[1]
-    return {
-        "vocab_size": shapes["embeddings.token_embedding.weight"][0],
-        "max_position_embeddings": shape_of(shapes, "embeddings.position_embedding.weight", "text encoder")[0],
-        "hidden_size": width,
-        "intermediate_size": shape_of(shapes, "encoder.layers.0.mlp.fc1.weight", "text encoder")[0],
-        "num_hidden_layers": count(shapes, r"encoder\.layers\.(\d+)\."),
-        "num_attention_heads": width // HEAD_WIDTH,
-        "projection_dim": width,
-        "hidden_act": "quick_gelu",
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "pad_token_id": 1,
-    }
+    token, position = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
+    return _text_config(shapes, token, position, "encoder.layers", "mlp.fc1.weight") | {"hidden_act": "quick_gelu"}
 
 
 def open_clip_config(shapes: Shapes) -> dict[str, Any]:
     """Of a text model in OpenCLIP's layout."""
-    width = shape_of(shapes, "token_embedding.weight", "text encoder")[1]
+    token, position = "token_embedding.weight", "positional_embedding"
+    config = _text_config(shapes, token, position, "transformer.resblocks", "mlp.c_fc.weight") | {"hidden_act": "gelu"}
+    return config | {"projection_dim": shapes.get("text_projection", (0, config["hidden_size"]))[1]}
+
+
+def _text_config(shapes: Shapes, token: str, position: str, layers: str, widened: str) -> dict[str, Any]:
+    """What both layouts have, under their own names: embeddings, the stack of layers, the MLP's first matrix in each."""
+    width = shape_of(shapes, token, "text encoder")[1]
     return {
-        "vocab_size": shapes["token_embedding.weight"][0],
-        "max_position_embeddings": shape_of(shapes, "positional_embedding", "text encoder")[0],
+        "vocab_size": shapes[token][0],
+        "max_position_embeddings": shape_of(shapes, position, "text encoder")[0],
         "hidden_size": width,
-        "intermediate_size": shape_of(shapes, "transformer.resblocks.0.mlp.c_fc.weight", "text encoder")[0],
-        "num_hidden_layers": count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        "intermediate_size": shape_of(shapes, f"{layers}.0.{widened}", "text encoder")[0],
+        "num_hidden_layers": count(shapes, rf"{re.escape(layers)}\.(\d+)\."),
         "num_attention_heads": width // HEAD_WIDTH,
-        "projection_dim": shapes.get("text_projection", (0, width))[1],
-        "hidden_act": "gelu",
+        "projection_dim": width,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
         "pad_token_id": 1,

@@ -32,7 +32,7 @@ def friendly() -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise fail(RuntimeError(f'{error.name} is not installed: run pip install "realera-nodes[headless]".')) from error
     except KeyboardInterrupt as error:
-        errors.print("cancelled: nothing was written.")
+        errors.print("cancelled: no file is half-written, the model is untouched.")
         raise typer.Exit(130) from error
 
 

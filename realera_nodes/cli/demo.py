@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import console, fail, friendly
+from .common import console, friendly
 from .erase import concepts_of, run_job
 
 
@@ -23,14 +23,11 @@ def demo_model(
     layout: Annotated[Layout, typer.Option(help="Single-file SD1.x checkpoint, diffusers folder, or both.")] = Layout.both,
 ) -> None:
     """Write the embedded model, a small Stable Diffusion, as files that ComfyUI and diffusers load."""
-    from ..demo.expand import DemoAssetError, expand
+    from ..demo.expand import expand
 
     with friendly():
-        try:
-            with console.status("expanding the embedded model"):
-                written = expand(out, layout.value)
-        except DemoAssetError as error:
-            raise fail(error) from error
+        with console.status("expanding the embedded model"):
+            written = expand(out, layout.value)
         for path in written:
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
@@ -45,17 +42,13 @@ def demo(
     anchor: Annotated[str, typer.Option("--anchor", "-a", help="What it becomes.")] = "sky",
 ) -> None:
     """Draw what the embedded model knows, then erase a concept from it and draw again: pictures, numbers, files."""
-    from ..demo.expand import DemoAssetError
     from ..demo.gallery import draw_gallery
     from ..job import Job
 
     with friendly():
-        try:
-            if gallery:
-                console.print(draw_gallery(out, steps=steps, seed=seed, console=console, each=2))
-                console.print(f"pictures in {out.resolve() / 'gallery.png'}", highlight=False, soft_wrap=True)
-        except DemoAssetError as error:
-            raise fail(error) from error
+        if gallery:
+            console.print(draw_gallery(out, steps=steps, seed=seed, console=console, each=2))
+            console.print(f"pictures in {out.resolve() / 'gallery.png'}", highlight=False, soft_wrap=True)
         if erasure:
             words = [w for w in ("bird", "ship") if w != concept]
             job = Job(

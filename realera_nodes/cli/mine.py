@@ -32,7 +32,7 @@ def mine(
         from ..backends.loading import load_backend
         from ..formats.atomic import check_target
         from ..job import open_source
-        from ..neighborhood import draw_map, look
+        from ..neighborhood import draw_map, survey
 
         chosen = with_settings(config_from(read_toml(config) if config else {}), settings)
         target = Concept(concept, anchor, kind)
@@ -40,10 +40,10 @@ def mine(
             check_target(plot, overwrite)
         source = open_source(checkpoint)
         with progress_bars() as progress:
-            around = look(load_backend(source.load), target, chosen, word, progress)
+            mined, (around,) = survey(load_backend(source.load), [target], chosen, word, progress)
         shown = Table("word", "cosine", "distance", "in text space", "response", "erased with it")
-        erased = set(around.mined.words)
-        words = sorted(around.mined.named[concept], key=lambda w: -(w.response or 0))
+        erased = set(mined.words)
+        words = sorted(mined.named[concept], key=lambda w: -(w.response or 0))
         for w in [*(w for w in words if w.word in word), *(w for w in words[:top] if w.word not in word)]:
             shown.add_row(w.word, f"{w.cosine:.2f}", f"{w.distance:.2f}", "inside" if w.inside else "",
                           f"{w.response:.2f}", "yes" if w.word in erased else "")  # fmt: skip

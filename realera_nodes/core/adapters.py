@@ -33,9 +33,10 @@ def merged(factors: Factors, name: str) -> Tensor:
 
 
 class HookAdapters:
-    """LoRA on linear modules by forward hooks: W x + up down x."""
+    """LoRA on linear modules by forward hooks: W x + scale up down x."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], factors: Factors):
+    def __init__(self, modules: Mapping[str, nn.Module], factors: Factors, scale: float = 1.0):
+        self.scale = scale
         self.parts = {
             name: (nn.Parameter(factors[name][0].clone()), nn.Parameter(factors[name][1].clone())) for name in sorted(modules)
         }
@@ -63,7 +64,7 @@ class HookAdapters:
                 return None
             down, up = self.parts[name]
             x = inputs[0]
-            return output + ((x.to(down) @ down.T) @ up.T).to(output)
+            return output + (self.scale * ((x.to(down) @ down.T) @ up.T)).to(output)
 
         return add
 

@@ -18,7 +18,8 @@ from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..formats.stream import write_tensors
+from ..core.errors import ErasureError
+from ..formats.stream import sha256_of, write_tensors
 from . import clip_text, layout
 from .bpe import write_tokenizer
 
@@ -59,16 +60,8 @@ MODEL_INDEX = {
 }  # fmt: skip
 
 
-class DemoAssetError(RuntimeError):
+class DemoAssetError(ErasureError):
     """An asset of the embedded model is missing or damaged, or expanded to other bytes than it should."""
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while chunk := f.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def manifest() -> dict:
@@ -86,7 +79,7 @@ def load_asset(name: str) -> dict[str, Tensor]:
     path = ASSETS / f"{name}.safetensors"
     if not path.exists():
         raise DemoAssetError(f"{path.name} is missing from {ASSETS}: reinstall the package to restore it.")
-    if sha256(path) != manifest()["assets"][path.name]:
+    if sha256_of(path) != manifest()["assets"][path.name]:
         raise DemoAssetError(f"{path.name} in {ASSETS} is damaged (its hash is wrong): reinstall the package to restore it.")
     return load_file(path)
 
@@ -155,8 +148,8 @@ def write_pipeline(folder: Path) -> None:
 def tree_hash(path: Path) -> str:
     """SHA-256 of a file, or of a folder's file names and contents."""
     if path.is_file():
-        return sha256(path)
-    lines = [f"{p.relative_to(path).as_posix()} {sha256(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        return sha256_of(path)
+    lines = [f"{p.relative_to(path).as_posix()} {sha256_of(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

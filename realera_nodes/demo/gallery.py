@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..backends.idle_layers import without_idle_layers
+from ..formats.atomic import atomic_file
 from .classifier import OTHER, Classifier
 from .concepts import CIFAR10, DemoConcept, demo_concepts
 from .expand import load_asset, manifest, pipeline_path
@@ -126,7 +127,6 @@ def draw_gallery(out: Path, steps: int, seed: int, console: Console, each: int =
             drawn.append((label, ", ".join(sorted(set(seen))), shown))
             table.add_row(prompt, f"{sum(s == expected for s in seen)} of {each}", ", ".join(sorted(set(seen))))
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / ".gallery.png"
-    grid(drawn).save(temporary, format="PNG")
-    temporary.replace(out / "gallery.png")
+    with atomic_file(out / "gallery.png", overwrite=True) as f:
+        grid(drawn).save(f, format="PNG")
     return table

@@ -65,8 +65,9 @@ class ClosedForm(io.ComfyNode):
         from ..backends.comfy import ComfyBackend
         from ..backends.comfy_edits import ErasureLora, effective, record_of, with_deltas
         from ..backends.comfy_output import NodeProgress, guarded
+        from ..exports import edit_lora
         from ..mining import Mined
-        from .stages import chosen, closed_form_lora, edit, require_same
+        from .stages import chosen, edit, require_same
         from .words import damage
 
         clip = clip if clip is not None else (neighbors.clip if neighbors else None)
@@ -85,7 +86,7 @@ class ClosedForm(io.ComfyNode):
             erasure = edit(backend, together, mined, config, NodeProgress(cls.hidden.unique_id))
             weights = effective(backend)
             deltas = erasure.deltas(weights)
-            lora = closed_form_lora(erasure, weights)
+            lora = edit_lora(erasure, weights, weights.__getitem__)
             record = record_of(erasure)
             edited = with_deltas(model, deltas, record)
             text = damage(backend, erasure, deltas, lora)

@@ -25,7 +25,7 @@ PARTS = [
 MINING = [
     setting(NeighborConfig, "words", "Named words that are erased with the concept, at most; 0 mines none.", 0, 256),
     setting(NeighborConfig, "candidates", "How many words the model is asked about: two UNet calls for each.", 0, 4096),
-    setting(NeighborConfig, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 0, 49408, 1000),
+    setting(NeighborConfig, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 1, 49408, 1000),
 ]
 EDIT = [
     setting(ClosedFormConfig, "lambda_1", "Weight of what is kept against what is erased in the closed form.", 0, 100),
@@ -83,7 +83,7 @@ class EraseConcept(io.ComfyNode):
         from ..backends.comfy import ComfyBackend
         from ..backends.comfy_edits import ErasureLora, effective, joined, record_of, with_deltas
         from ..backends.comfy_output import NodeProgress, guarded
-        from .stages import closed_form_lora
+        from ..exports import edit_lora
         from .words import damage, training
 
         together = (*concepts, concept(phrase, anchor, kind, aliases, preserve))
@@ -105,7 +105,7 @@ class EraseConcept(io.ComfyNode):
             erasure = erase(backend, together, config, progress, on_state=show)
             weights = effective(backend)
             deltas = erasure.deltas(weights)
-            small = closed_form_lora(erasure, weights) if erasure.transform else None
+            small = edit_lora(erasure, weights, weights.__getitem__) if erasure.transform else None
             factors = joined(small.factors if small else {}, erasure.factors)
             record = record_of(erasure)
             erased = with_deltas(model, deltas, record)

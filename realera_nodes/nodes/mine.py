@@ -17,7 +17,7 @@ N = NeighborConfig
 SETTINGS = [
     setting(N, "words", "Words erased with the concept, at most. 0 is the paper's method: random samples only.", 0, 256),
     setting(N, "candidates", "How many words, nearest first, the model is asked about: two UNet calls for each.", 0, 4096),
-    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 0, 49408, 1000),
+    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 1, 49408, 1000),
     setting(N, "response", "A word goes with the concept from this likeness of the model's answers upwards.", -1, 1),
     setting(N, "response_beyond", "A near word whose likeness is below this is kept.", -1, 1),
     setting(N, "words_beyond", "Near words that draw something else and are kept, at most.", 0, 1024),
@@ -80,14 +80,17 @@ class MineNeighbors(io.ComfyNode):
     def execute(cls, model, clip, concepts, extra_words, picture_size, seed, **settings) -> io.NodeOutput:
         from ..backends.comfy import ComfyBackend
         from ..backends.comfy_output import NodeProgress, as_image, guarded
+        from ..neighborhood import survey
         from .map_image import draw, points
-        from .stages import NeighborSet, mine
+        from .stages import NeighborSet
 
         sampling = A(**{i.id: settings[i.id] for i in runs()})
         config = replace(ErasureConfig(), neighbors=N(seed=seed, **{k: settings[k] for k in KEYS}), alignment=sampling)
         with guarded():
             backend = ComfyBackend(model, clip, side=picture_size or None)
-            mined, around = mine(backend, concepts, config, lines(extra_words), NodeProgress(cls.hidden.unique_id))
+            extra, progress = lines(extra_words), NodeProgress(cls.hidden.unique_id)
+            judge = bool(config.neighbors.words or extra)
+            mined, around = survey(backend, concepts, config, extra, progress, judge)
             found = NeighborSet(concepts, config.neighbors, mined, clip, backend.model_hash(), backend.encoder_hash())
         plain = [points(a) for a in around]
         image = as_image([draw(p) for p in plain])

@@ -42,35 +42,18 @@ def score(outcome: Outcome, scorer: Scorer | None) -> Outcome:
     return outcome
 
 
-def group_accuracy(probes: Sequence[Probe], outcome: Outcome) -> dict[str, float]:
-    """Top-1 accuracy of each group of probes that a scorer can judge."""
-    result = {}
-    for group in GROUPS:
-        hits = [
-            s == p.expected
-            for p, seen in zip(probes, outcome.seen, strict=False)
-            if p.group == group and p.expected
-            for s in seen
-        ]
-        if hits:
-            result[group] = sum(hits) / len(hits)
-    return result
+def group_accuracy(probes: Sequence[Probe], outcome: Outcome, *groups: str) -> float | None:
+    """Top-1 accuracy over the probes of some groups; None where a scorer can judge none of them."""
+    judged = zip(probes, outcome.seen, strict=False)
+    hits = [s == p.expected for p, seen in judged if p.group in groups and p.expected for s in seen]
+    return sum(hits) / len(hits) if hits else None
 
 
 def accuracies(probes: Sequence[Probe], outcome: Outcome) -> dict[str, float]:
     """Acc_e, Acc_s, Acc_g, residue and H_o where the scorer can tell them."""
-    by_group = group_accuracy(probes, outcome)
-    kept = [s == p.expected for p, seen in zip(probes, outcome.seen, strict=False)
-            if p.group in ("preserved", "unrelated") and p.expected for s in seen]  # fmt: skip
-    result = {}
-    if "concept" in by_group:
-        result["Acc_e"] = by_group["concept"]
-    if kept:
-        result["Acc_s"] = sum(kept) / len(kept)
-    if "synonym" in by_group:
-        result["Acc_g"] = by_group["synonym"]
-    if "associated" in by_group:
-        result["residue"] = by_group["associated"]
+    told = {"Acc_e": ("concept",), "Acc_s": ("preserved", "unrelated"), "Acc_g": ("synonym",), "residue": ("associated",)}
+    found = {name: group_accuracy(probes, outcome, *groups) for name, groups in told.items()}
+    result = {name: value for name, value in found.items() if value is not None}
     if {"Acc_e", "Acc_s", "Acc_g"} <= result.keys():
         result["H_o"] = h_o(result["Acc_e"], result["Acc_s"], result["Acc_g"])
     return result

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from realera_nodes.demo import expand
 from realera_nodes.demo.layout import quantize
+from realera_nodes.formats.stream import sha256_of
 
 from . import slim_unet, tiny_vae
 from .pictures import BACKGROUNDS, STYLES
@@ -42,7 +43,7 @@ def main() -> None:
     for name, state in assets.items():
         save_file({k: v.contiguous() for k, v in state.items()}, expand.ASSETS / f"{name}.safetensors")
     record = {
-        "assets": {f"{n}.safetensors": expand.sha256(expand.ASSETS / f"{n}.safetensors") for n in assets},
+        "assets": {f"{n}.safetensors": sha256_of(expand.ASSETS / f"{n}.safetensors") for n in assets},
         "styles": {name: words[0] for name, (_, _, words) in STYLES.items()},
         "backgrounds": list(BACKGROUNDS),
         "unet_shapes": slim_unet.padded_shapes(),
