@@ -91,8 +91,8 @@ def small_work(tmp_path: Path) -> Path:
 
 
 def test_vae_training_resumes_and_the_decoder_stage_keeps_the_latents(small_work: Path) -> None:
-    def run(minutes: float, decoder_only: bool = False) -> None:
-        args = argparse.Namespace(work=small_work, minutes=minutes, batch=2, lr=1e-3, decoder_only=decoder_only)
+    def run(minutes: float, refine: bool = False) -> None:
+        args = argparse.Namespace(work=small_work, minutes=minutes, batch=2, lr=1e-3, refine=refine, noise=0.02)
         launch(train_vae.worker, args, world=1)
 
     run(0.04)
@@ -106,10 +106,21 @@ def test_vae_training_resumes_and_the_decoder_stage_keeps_the_latents(small_work
         steps = [int(row["step"]) for row in csv.DictReader(f)]
     assert steps == sorted(set(steps)), "a resumed run does not repeat its first rows"
     before = torch.load(small_work / "vae.pt", weights_only=True)
-    run(0.04, decoder_only=True)
+    run(0.04, refine=True)
     after = torch.load(small_work / "vae.pt", weights_only=True)
-    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("taesd_encoder"))
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("taesd_decoder"))
+    kernels = [k for k in before if k.startswith("taesd_encoder") and before[k].ndim == 4]
+    assert max((before[k] - after[k]).norm() / before[k].norm() for k in kernels) < 0.5, "refinement keeps the encoder near"
+
+
+def test_a_widened_decoder_draws_the_same_pictures() -> None:
+    torch.manual_seed(1)
+    slim = tiny_vae.TinyVAE(tiny_vae.WIDTHS)
+    wide, x = tiny_vae.widen(slim), torch.rand(2, 3, 64, 64)
+    assert wide.taesd_decoder[-1].weight.shape == (3, 32, 3, 3)
+    with torch.no_grad():
+        assert torch.equal(wide(x)[1], slim(x)[1])
+        assert (wide(x)[0] - slim(x)[0]).abs().max() < 1e-5
 
 
 def test_atomic_save_leaves_no_temporary(tmp_path: Path) -> None:

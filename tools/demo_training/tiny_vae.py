@@ -2,7 +2,7 @@
 
 Convolutions at 64x64 pixels cost 64 times those at 8x8, so the outer layers get fewer channels
 (``WIDTHS``). There is no normalisation in TAESD: zero-padding the weights to 64 channels
-everywhere gives the standard network with the same outputs.
+everywhere gives the standard network with the same outputs. For refinement the decoder grows (``widen``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64, 64)  # channels at 64, 32, 16 and 8 pixels
+DECODER_WIDTHS = (32, 64, 64, 64)  # of the decoder that is kept
 FULL = 64
 LATENT = 4
 
@@ -53,9 +54,9 @@ def decoder(w: tuple[int, int, int, int] = WIDTHS) -> nn.Sequential:
 class TinyVAE(nn.Module):
     """Pictures (B, 3, 64, 64) in [0, 1] to latents (B, 4, 8, 8) of unit variance, and back."""
 
-    def __init__(self, widths: tuple[int, int, int, int] = WIDTHS):
+    def __init__(self, decoder_widths: tuple[int, int, int, int] = DECODER_WIDTHS):
         super().__init__()
-        self.taesd_encoder, self.taesd_decoder = encoder(widths), decoder(widths)
+        self.taesd_encoder, self.taesd_decoder = encoder(), decoder(decoder_widths)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -72,9 +73,24 @@ class TinyVAE(nn.Module):
         self.taesd_encoder[-1].weight /= z.std()
         self.taesd_decoder[-1].weight *= 0.2 / self.taesd_decoder(z / z.std()).std()
 
-    def forward(self, x: Tensor, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, noise: float = 0.0, earlier: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, 64, 64) and their latents; half of the pictures are decoded from ``earlier`` latents if given."""
         z = self.taesd_encoder(x)
-        return self.taesd_decoder(z + noise * torch.randn_like(z)), z
+        shown = z if earlier is None else torch.where(torch.rand(len(z), 1, 1, 1) < 0.5, earlier, z)
+        return self.taesd_decoder(shown + noise * torch.randn_like(z)), z
+
+
+@torch.no_grad()
+def widen(slim: TinyVAE) -> TinyVAE:
+    """The same autoencoder with ``DECODER_WIDTHS``: new channels are computed from the start, but nothing old reads them yet."""
+    wide = TinyVAE()
+    old = slim.state_dict()
+    for name, value in wide.state_dict().items():
+        kept = tuple(slice(n) for n in old[name].shape)
+        if value.ndim == 4:
+            value[: old[name].shape[0]] = 0
+        value[kept] = old[name]
+    return wide
 
 
 def padded_shapes() -> dict[str, tuple[int, ...]]:

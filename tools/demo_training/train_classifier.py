@@ -122,11 +122,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo-work"))
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--judge", action="store_true", help="train nothing: measure classifier.pt on what vae.pt draws now")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     data = Judged(args.work, seed=0)
     net = Classifier(len(demo_concepts()), len(STYLES)).train()
+    if args.judge:
+        net.load_state_dict(torch.load(args.work / "classifier.pt", weights_only=True))
+        evaluate(net.eval(), args.work, data, fit_it=False)
+        return
     muon = [p for p in net.parameters() if p.ndim > 1]
     optimizers = [
         Muon(muon, lr=2e-3, weight_decay=0.05),
@@ -152,8 +157,8 @@ def main() -> None:
 
 
 @torch.no_grad()
-def evaluate(net: Classifier, work: Path, data: Judged) -> None:
-    """Measures on placements never seen in training, and fits the temperature there (half to fit, half to report)."""
+def evaluate(net: Classifier, work: Path, data: Judged, fit_it: bool = True) -> None:
+    """Measures on placements never seen in training; the temperature is fitted to half of them."""
     drawings = np.load(work / "drawings.npz")["concept"]
     x, meta = build(drawings, seed=12345, scales=ANY_SCALE, shifts=ANY_SHIFT, counts=dict.fromkeys(STYLES, 4))
     x, meta = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(meta.astype(np.int64))
@@ -164,7 +169,8 @@ def evaluate(net: Classifier, work: Path, data: Judged) -> None:
     fit = torch.cat([logits["real"][::2], logits["reconstructed"][::2], logits["noise"][::2], logits["mixed"][::2]])
     other = torch.full((200,), data.other)
     labels = torch.cat([meta[::2, 0], meta[::2, 0], other[:100], other[:100]])
-    net.temperature.fill_(fit_temperature(fit, labels))
+    if fit_it:
+        net.temperature.fill_(fit_temperature(fit, labels))
     result = {"temperature": round(net.temperature.item(), 3)}
     for k, (_, label) in sets.items():
         p = (logits[k] / net.temperature).softmax(1)

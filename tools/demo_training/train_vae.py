@@ -7,6 +7,7 @@ faster on a CPU than one process with two threads. Resumable: run it again and i
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .optim import Muon
 from .run import Log, launch, save_atomic
-from .tiny_vae import TinyVAE
+from .tiny_vae import WIDTHS, TinyVAE, widen
 
 
 def psnr(vae: TinyVAE, pictures: Tensor) -> tuple[float, float]:
@@ -40,6 +41,11 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     return 4 * d.square().mean() + 0.1 * d.abs().mean() + 0.05 * edges
 
 
+def refinement_loss(y: Tensor, x: Tensor) -> Tensor:
+    """Mean logarithm of each picture's squared error, which is its PSNR, with a little of ``reconstruction_loss``."""
+    return 0.02 * (y - x).square().mean((1, 2, 3)).add(1e-5).log().mean() + 0.2 * reconstruction_loss(y, x)
+
+
 def latent_loss(z: Tensor) -> Tensor:
     """Keeps each latent channel near mean 0 and variance 1 and inside TAESD's +-3 clamp."""
     mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3))
@@ -50,13 +56,13 @@ def worker(rank: int, world: int, args: argparse.Namespace) -> None:
     data = np.load(args.work / "pictures.npz")
     concept, filler, held = (torch.from_numpy(data[k]).permute(0, 3, 1, 2).contiguous() for k in ("J", "F", "H"))
     torch.manual_seed(0)
-    vae = TinyVAE()
-    stage = "decoder" if args.decoder_only else "vae"
-    if args.decoder_only:
+    vae = TinyVAE() if args.refine else TinyVAE(WIDTHS)
+    stage = "refine" if args.refine else "vae"
+    if args.refine:
         vae.load_state_dict(torch.load(args.work / "vae.pt", weights_only=True))
-        vae.taesd_encoder.requires_grad_(False)  # the UNet may already be learning its latents
     else:
         vae.scale_to(concept[:: len(concept) // 64].float() / 255)
+    earlier = copy.deepcopy(vae.taesd_encoder).requires_grad_(False)
     checkpoint = args.work / f"{stage}_train.pt"
     net = DistributedDataParallel(vae)
     kernels = [p for p in vae.parameters() if p.ndim == 4 and p.requires_grad]
@@ -103,8 +109,13 @@ def worker(rank: int, world: int, args: argparse.Namespace) -> None:
             ]
         )
         x = x.float().div_(255)
-        y, z = net(x, noise=0.05)
-        loss = reconstruction_loss(y, x) + 0.01 * latent_loss(z)
+        if args.refine:  # the UNet may already have learned the latents: the encoder stays near, the decoder reads both
+            before = earlier(x)
+            y, z = net(x, noise=args.noise, earlier=before)
+            loss = refinement_loss(y, x) + 0.1 * F.mse_loss(z, before)
+        else:
+            y, z = net(x, noise=args.noise)
+            loss = reconstruction_loss(y, x) + 0.01 * latent_loss(z)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -118,7 +129,7 @@ def worker(rank: int, world: int, args: argparse.Namespace) -> None:
                 average[k].lerp_(v, weight)
         if log and (step % 250 == 0 or step in (20, 60, 120)):
             now = time.time() - start
-            ema = TinyVAE()
+            ema = copy.deepcopy(vae)
             ema.load_state_dict(average)
             corrected = mse / (1 - 0.98**step)
             log.row(step, round(now), f"{corrected:.5f}", f"{-10 * math.log10(corrected):.2f}",
@@ -130,8 +141,12 @@ def worker(rank: int, world: int, args: argparse.Namespace) -> None:
         save_atomic(record(time.time() - start), checkpoint)
         vae.load_state_dict(average)
         mean, of_mean = psnr(vae, held)
+        if args.refine:
+            with torch.no_grad():
+                x = held.float() / 255
+                print(f"latents moved by {(vae.taesd_encoder(x) - earlier(x)).square().mean().sqrt():.3f} (root mean square)")
         print(f"held-out drawings: mean PSNR {mean:.2f} dB, of the mean error {of_mean:.2f} dB")
-        save_atomic(vae.state_dict(), args.work / "vae.pt")
+        save_atomic((vae if args.refine else widen(vae)).state_dict(), args.work / "vae.pt")
 
 
 def main() -> None:
@@ -140,7 +155,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--batch", type=int, default=4, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--decoder-only", action="store_true", help="refine the decoder of vae.pt; latents stay as they are")
+    parser.add_argument("--noise", type=float, default=0.05, help="standard deviation of the noise on latents")
+    parser.add_argument("--refine", action="store_true", help="go on with vae.pt, its decoder widened; latents stay near where they are")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     launch(worker, args, args.processes)
