@@ -7,11 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+class AdapterSettings(Protocol):
+    """What a training's config says of its adapters. ``scale`` is alpha / rank; ``targets`` are ends of projections' names."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def alpha(self) -> float: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 def initial_factors(shapes: Mapping[str, tuple[int, int]], rank: int, generator: torch.Generator) -> Factors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ from .adapters import Factors
 from .errors import ErasureError
 from .neighbors import NeighborConfig, sample_neighbors
 from .spans import ErasurePair, TextStates
+from .training import TrainState, record, restore
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,6 @@ class Student(Protocol):
     def factors(self) -> Factors: ...
 
 
-@dataclass
-class TrainState:
-    """All that a stopped training needs to go on."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    held: list[float] = field(default_factory=list)
-    parameters: list[Tensor] = field(default_factory=list)
-    first: list[Tensor] = field(default_factory=list)
-    second: list[Tensor] = field(default_factory=list)
-    generator: Tensor | None = None
-
-
 def noise_alignment_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """||eps(z_t, t, p) - eps_hat(z_t, t, p*)||^2, mean over elements (Eq. 8)."""
     return F.mse_loss(student.float(), teacher.float())
@@ -159,7 +147,7 @@ def align_noise(
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     generator = torch.Generator().manual_seed(config.seed)
     if state.step:
-        _restore(state, parameters, optimizer, generator)
+        restore(state, parameters, optimizer, generator)
     one = replace(mining, m=1, n=int(config.beyond))
     while state.step < config.steps:
         odd = state.step % 2 == 0 or not config.neighbors  # Algorithm 1 counts from 1
@@ -180,7 +168,7 @@ def align_noise(
         optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.losses.append(total)
-        _record(state, parameters, optimizer, generator)
+        record(state, parameters, optimizer, generator)
         if config.patience and state.step % config.check_every == 0:
             state.held.append(_held_loss(model, pairs, trajectories, config))
         if on_step:
@@ -259,23 +247,3 @@ def join(texts: Sequence[TextStates]) -> TextStates:
         [row for t in texts for row in t.ids],
         torch.cat([p for p in pooled if p is not None]) if all(p is not None for p in pooled) else None,
     )
-
-
-def _record(state: TrainState, parameters, optimizer, generator) -> None:
-    state.parameters = [p.detach() for p in parameters]
-    moments = [optimizer.state[p] for p in parameters if p in optimizer.state]
-    state.first, state.second = [m["exp_avg"] for m in moments], [m["exp_avg_sq"] for m in moments]
-    state.generator = generator.get_state()
-
-
-def _restore(state: TrainState, parameters, optimizer, generator) -> None:
-    with torch.no_grad():
-        for p, saved in zip(parameters, state.parameters, strict=True):
-            p.copy_(saved)
-    for p, first, second in zip(parameters, state.first, state.second, strict=True):
-        optimizer.state[p] = {
-            "step": torch.tensor(float(state.step)),
-            "exp_avg": first.to(p, copy=True),  # a saved state comes back on the CPU
-            "exp_avg_sq": second.to(p, copy=True),
-        }
-    generator.set_state(state.generator)

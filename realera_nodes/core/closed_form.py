@@ -202,22 +202,27 @@ class LowRank:
         return self.right.float(), (strength * (w @ self.left.to(w))).float()
 
 
-def solve(grams: Grams, lambda_1: float = 0.1, ridge: float = 1e-3, max_condition: float = 1e13) -> Transform:
+def solve(
+    grams: Grams, lambda_1: float = 0.1, ridge: float = 1e-3, max_condition: float = 1e13, mu: float | None = None
+) -> Transform:  # fmt: skip
     """The minimiser of Eq. 7 as a transform, by one float64 Cholesky factorisation.
+
+    ``mu`` is the weight of ||W - W0||^2 itself, in place of ``ridge`` trace(C) / d.
 
     Raises:
         ErasureError: C cannot be inverted well; the sentence names the setting to raise.
     """
     c = grams.erased + lambda_1 * grams.preserved
-    mu = ridge * float(c.diagonal().mean())
+    setting = f"raise ridge (now {ridge:g})" if mu is None else f"raise mu (now {mu:g})"
+    mu = ridge * float(c.diagonal().mean()) if mu is None else mu
     c.diagonal().add_(mu)
     values = torch.linalg.eigvalsh(c)
     low, high = float(values[0]), float(values[-1])
     condition = high / low if low > 0 else float("inf")
     if not condition <= max_condition:
         raise ErasureError(
-            f"the sum of text states has condition number {condition:.1e}, above {max_condition:.0e}: raise ridge "
-            f"(now {ridge:g}) or give more preserved concepts."
+            f"the sum of text states has condition number {condition:.1e}, above {max_condition:.0e}: {setting} "
+            f"or give more preserved concepts."
         )
     # T - I = (A - C) C^-1
     change = torch.cholesky_solve(grams.moved.T, torch.linalg.cholesky(c)).T

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from .errors import ErasureError
 
@@ -35,9 +37,15 @@ class Preserved:
 class Concept:
     """A concept to erase.
 
+    Attributes:
+        phrase, anchor: what it is called, and what it becomes
+        aliases: further phrases that are erased with it
+        images: pictures of it (N, 3, H, W) in [0, 1], for methods that train on pictures; None: the model draws them
+        masks: where it is in ``images``, (N, H, W) in [0, 1], 1 on the concept
+
     Raises:
         ErasureError: empty phrase or anchor, concept equal to anchor, unknown kind, a phrase both erased and preserved,
-            a template without exactly one ``{}``.
+            a template without exactly one ``{}``, masks without as many pictures.
     """
 
     phrase: str
@@ -46,6 +54,8 @@ class Concept:
     aliases: tuple[str, ...] = ()
     preserve: tuple[Preserved, ...] = ()
     templates: tuple[str, ...] | None = None
+    images: Tensor | None = field(default=None, compare=False, repr=False)
+    masks: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():
@@ -63,8 +73,11 @@ class Concept:
             if any(same(kept.phrase, p) for p in self.phrases):
                 raise ErasureError(f'"{kept.phrase}" is both erased and preserved: keep it on one list.')
         for template in self.templates or ():
-            if not _holds_one_phrase(template):
+            if not holds_one_phrase(template):
                 raise ErasureError(f'the template "{template}" must hold {{}} once, where the phrase goes.')
+        if self.masks is not None and (self.images is None or len(self.images) != len(self.masks)):
+            count = 0 if self.images is None else len(self.images)
+            raise ErasureError(f'"{self.phrase}" has {len(self.masks)} masks for {count} pictures: give one for each picture.')
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -76,7 +89,7 @@ class Concept:
         return self.templates or TEMPLATES[self.kind]
 
 
-def _holds_one_phrase(template: str) -> bool:
+def holds_one_phrase(template: str) -> bool:
     """Whether ``template.format(phrase)`` puts the phrase in once: one bare {}, no other field, no loose brace."""
     try:
         fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]

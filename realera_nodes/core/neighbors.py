@@ -150,7 +150,7 @@ def sample_neighbors(pair: ErasurePair, config: NeighborConfig, generator: torch
         while got < count:
             if drawn >= config.tries * count:
                 raise ErasureError(_why_empty(what, config))
-            u, c = directions(e, max(count, 8), generator)
+            u, c = directions(e, max(count, 2), generator)
             bottom, top = max(low, float(radius_at(s_high, c).min())), min(high, float(radius_at(s_low, c).max()))
             if not bottom < top:
                 raise ErasureError(_why_empty(what, config))

@@ -1,4 +1,4 @@
-"""``python -m realera_nodes.bench.speed closed-form|training|streaming``."""
+"""``python -m realera_nodes.bench.speed closed-form|fusion|training|streaming``."""
 
 from __future__ import annotations
 
@@ -57,6 +57,27 @@ def closed_form_command(
         if layers:
             chosen = [g.part(layers) for g in chosen]
         save(out, closed_form.run(chosen, sorted(set(concepts)), repeats, budget, console))
+
+
+@app.command("fusion")
+def fusion_command(
+    model: Annotated[str, typer.Option("--model", help="sd14 or sdxl")] = "sd14",
+    loras: Annotated[list[int], typer.Option("--loras", min=1, help="may be given often")] = [1, 10, 100],  # noqa: B006
+    prompts: Annotated[int, typer.Option("--prompts", min=1, help="prompts of 77 tokens a LoRA")] = 30,
+    layers: Annotated[int, typer.Option("--layers", min=0, help="projections of the model; 0 is all")] = 0,
+    repeats: Repeats = 3,
+    budget: Annotated[float, typer.Option("--budget", help="seconds above which the plain formula is measured in part")] = 120,
+    out: Out = None,
+) -> None:
+    """Seconds and memory of fusing many LoRAs, against the plain formula with all text states kept."""
+    from . import closed_form, fusion
+
+    with _friendly():
+        if model not in closed_form.GEOMETRIES:
+            raise ErasureError(f"--model {model} is unknown: choose among {', '.join(closed_form.GEOMETRIES)}.")
+        geometry = closed_form.GEOMETRIES[model]
+        chosen = geometry.part(layers) if layers else geometry
+        save(out, fusion.run(chosen, sorted(set(loras)), repeats, budget, console, prompts))
 
 
 @app.command("training")

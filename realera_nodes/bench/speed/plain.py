@@ -1,4 +1,4 @@
-"""The closed form as the public UCE and MACE codes compute it, layer by layer: for the benchmark only.
+"""The closed forms as the public UCE and MACE codes compute them, layer by layer: for the benchmark only.
 
 Written from the papers' formula. For every layer the targets W0 e* of all rows are computed and kept, then
 
@@ -64,6 +64,36 @@ def plain_edit(
     return edited
 
 
-def kept_bytes(rows: int, width: int, outs: Sequence[int]) -> int:
-    """What the plain formula must hold at once, in float32: all rows and all target values."""
-    return 4 * rows * (2 * width + sum(outs))
+def plain_fusion(
+    weights: Sequence[Tensor], refined: Sequence[Tensor], loras: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    states: Sequence[Tensor], prior: Tensor, form: str, clock: Clock,
+) -> list[Tensor]:  # fmt: skip
+    """MACE Eq. 7 layer by layer, with the targets (W' + B_i D_i) e of all rows kept: new weights (out, d) for each layer.
+
+    Args:
+        weights, refined: W, which the prior holds on to, and W' of each layer, (out, d).
+        loras: each concept's (D (r, d), B (out, r)) in each layer.
+        states: the rows e of each concept, (prompts, tokens, d).
+        prior: sum of p p^T with its weight, (d, d).
+        form, clock: as for ``plain_edit``.
+    """
+    with clock("rows"):
+        values = [
+            [e @ (start + lora[i][1] @ lora[i][0]).T for e, lora in zip(states, loras, strict=True)]
+            for i, start in enumerate(refined)
+        ]
+    fused = []
+    for w, value in zip(weights, values, strict=True):
+        with clock("rows"):
+            left, right = w @ prior, prior.clone()
+            for e, v in zip(states, value, strict=True):
+                left += summed(v, e, form)
+                right += summed(e, e, form)
+        with clock("inverse"):
+            fused.append(left @ torch.inverse(right))
+    return fused
+
+
+def kept_bytes(rows: int, width: int, outs: Sequence[int], sides: int = 2) -> int:
+    """What the plain formula must hold at once, in float32: all rows (``sides`` of them: e, e*) and all target values."""
+    return 4 * rows * (sides * width + sum(outs))

@@ -20,9 +20,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ...backends.diffusers import DiffusersBackend, PeftStudent
-from ...core.alignment import AlignmentConfig, TrainState, Trajectories, align_noise
+from ...core.alignment import AlignmentConfig, Trajectories, align_noise
 from ...core.neighbors import NeighborConfig
 from ...core.spans import ErasurePair, TextStates
+from ...core.training import TrainState
 from ...demo.expand import SCHEDULER_CONFIG, UNET_CONFIG
 from .measure import verdict
 

@@ -1,0 +1,204 @@
+"""Erased Stable Diffusion (ESD): the network learns to steer away from a concept, in its own weights.
+
+    || eps(x_t, c) - [eps0(x_t, "") - eta (eps0(x_t, c) - eps0(x_t, ""))] ||^2
+
+eps is tuned, eps0 frozen, and x_t is what the network itself draws for c, denoised part of the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .alignment import join
+from .concepts import Concept, check_together, holds_one_phrase
+from .errors import ErasureError
+from .spans import TextStates
+from .training import TrainState, record, restore
+
+VARIANTS, ORIGINS, DRAWN_BY = ("x", "u"), ("empty", "concept"), ("tuned", "frozen")
+
+
+@dataclass(frozen=True)
+class EsdConfig:
+    """Settings of ESD. The defaults are the original ones; ``ESD_NEWER`` are those of the later code.
+
+    Attributes:
+        variant: "x" trains cross-attention alone, "u" all but cross-attention
+        eta: how far the target lies beyond the origin, away from the concept
+        origin: what the target is measured from: "empty", the formula above, or "concept", the later code's
+            eps0(c) - eta (eps0(c) - eps0("")), whose eta 2 is the formula's eta 1, and whose eta 0 changes nothing
+        steps, lr, batch: of Adam, without decay of weights
+        sampling_steps, guidance: how x_t is drawn (DDIM)
+        drawn_by: whose x_t: of the "tuned" network, or of the "frozen" one
+        clip: largest norm of the gradient; 0 is off
+        templates: prompts of a concept; {} is the phrase
+    """
+
+    variant: str = "x"
+    eta: float = 1.0
+    origin: str = "empty"
+    steps: int = 1000
+    lr: float = 1e-5
+    batch: int = 1
+    sampling_steps: int = 50
+    guidance: float = 3.0
+    drawn_by: str = "tuned"
+    clip: float = 0.0
+    templates: tuple[str, ...] = ("{}",)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = [
+            (self.variant in VARIANTS, f'variant is "{self.variant}": choose one of {", ".join(VARIANTS)}'),
+            (self.origin in ORIGINS, f'origin is "{self.origin}": choose one of {", ".join(ORIGINS)}'),
+            (self.drawn_by in DRAWN_BY, f'drawn_by is "{self.drawn_by}": choose one of {", ".join(DRAWN_BY)}'),
+            (math.isfinite(self.eta), f"eta is {self.eta}: it must be finite"),
+            (self.steps >= 1, f"steps is {self.steps}: it must be 1 or more"),
+            (0 < self.lr <= 1, f"lr is {self.lr}: it must be above 0 and at most 1"),
+            (self.batch >= 1, f"batch is {self.batch}: it must be 1 or more"),
+            (1 <= self.sampling_steps <= 999, f"sampling_steps is {self.sampling_steps}: it must lie between 1 and 999"),
+            (math.isfinite(self.guidance), f"guidance is {self.guidance}: it must be finite"),
+            (0 <= self.clip < math.inf, f"clip is {self.clip}: it must be 0 (off) or more, and finite"),
+            (bool(self.templates) and all(map(holds_one_phrase, self.templates)),
+             "each of templates must hold {} once, where the phrase goes, and there must be one at least"),
+            (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
+        ]  # fmt: skip
+        for holds, sentence in rules:
+            if not holds:
+                raise ErasureError(sentence + ".")
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of this (diffusers) name is trained."""
+        return ("attn2" in name.split(".")) == (self.variant == "x")
+
+
+ESD_ORIGINAL = EsdConfig()
+ESD_NEWER = EsdConfig(eta=2.0, origin="concept", steps=200, lr=5e-5, drawn_by="frozen")
+
+
+def esd_prompts(concepts: Sequence[Concept], config: EsdConfig) -> list[str]:
+    """Every phrase of every concept in every template. ErasureError: concepts contradict each other."""
+    check_together(tuple(concepts))
+    return [template.format(phrase) for c in concepts for phrase in c.phrases for template in config.templates]
+
+
+class FullStudent(Protocol):
+    """What ESD needs of a model: one network with its own weights, or with weights that train.
+
+    Attributes:
+        latent_shape: (4, h, w) of one latent
+    """
+
+    latent_shape: tuple[int, ...]
+
+    def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
+        """DDIM's timesteps (S,) int64, noisiest first, and the share of signal alpha_bar (S,) at each, on the CPU."""
+
+    def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
+        """eps (B, 4, h, w), for eps- and v-models alike; inside ``tuned`` or ``frozen``."""
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """The original weights."""
+
+    def tuned(self) -> AbstractContextManager[None]:
+        """The weights in training, as they are on entering; with gradients if they are on."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, always in the same order."""
+
+
+def esd_loss(tuned: Tensor, concept: Tensor, empty: Tensor, eta: float, origin: str = "empty") -> Tensor:
+    """||eps(c) - [o - eta (eps0(c) - eps0(""))]||^2, mean over elements; o is eps0("") or eps0(c)."""
+    start = empty if origin == "empty" else concept
+    target = start - eta * (concept - empty)
+    return F.mse_loss(tuned.float(), target.float())
+
+
+def train_esd(
+    model: FullStudent,
+    concepts: TextStates,
+    empty: TextStates,
+    config: EsdConfig,
+    on_step: Callable[[TrainState], None] | None = None,
+    state: TrainState | None = None,
+    on_denoise: Callable[[int, int], None] | None = None,
+) -> TrainState:
+    """Trains the model's weights. ``concepts``: one row for each prompt that is erased; ``empty``: the empty prompt's.
+
+    Every step draws a moment of denoising and, for each of the batch, a prompt and start noise. ``on_step`` is called after
+    every step, ``on_denoise(done, total)`` before each denoising step on the way to x_t (up to ``sampling_steps`` of them a
+    training step): what either raises ends the training, and ``state``, if given, goes on from the last whole step. The
+    state's tensors are the live ones: copy to keep them.
+
+    Raises:
+        ErasureError: the loss is not finite, or the model's schedule begins without any signal.
+    """
+    state = state or TrainState()
+    parameters = model.parameters()
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    generator = torch.Generator().manual_seed(config.seed)
+    if state.step:
+        restore(state, parameters, optimizer, generator)
+    timesteps, alphas = model.schedule(config.sampling_steps)
+    if not float(alphas.min()) > 0:
+        raise ErasureError(
+            "the model's noise schedule begins with pure noise (zero terminal SNR), from which no noise prediction leads on: "
+            "choose a method without sampling, such as UCE."
+        )
+    while state.step < config.steps:
+        until = int(torch.randint(len(timesteps), (1,), generator=generator))
+        chosen = torch.randint(len(concepts), (config.batch,), generator=generator).tolist()
+        noise = torch.randn(config.batch, *model.latent_shape, generator=generator)
+        text, nothing = join([concepts[i] for i in chosen]), join([empty] * config.batch)
+        with torch.no_grad(), model.tuned() if config.drawn_by == "tuned" else model.frozen():
+            z = partly_denoised(model, noise, text, nothing, timesteps[: until + 1], alphas, config.guidance, on_denoise)
+        t = timesteps[until].expand(config.batch)
+        with torch.no_grad(), model.frozen():
+            # one at a time: in a batch of another size rounding differs, and Adam takes whole steps along rounding errors
+            concept, unprompted = (model.predict_noise(z, t, x) for x in (text, nothing))
+        with model.tuned():
+            loss = esd_loss(model.predict_noise(z, t, text), concept, unprompted, config.eta, config.origin)
+            if not torch.isfinite(loss):
+                raise ErasureError(f"the loss is not finite at step {state.step + 1}: lower lr (now {config.lr:g}).")
+            loss.backward()
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.losses.append(float(loss.detach()))
+        record(state, parameters, optimizer, generator)
+        if on_step:
+            on_step(state)
+    return state
+
+
+def partly_denoised(
+    model: FullStudent, noise: Tensor, text: TextStates, empty: TextStates, timesteps: Tensor, alphas: Tensor,
+    guidance: float, on_denoise: Callable[[int, int], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """DDIM from ``noise`` (B, 4, h, w) at the first of ``timesteps`` to the last: x_t (B, 4, h, w) there.
+
+    With eps = eps("") + guidance (eps(c) - eps("")), each step is the deterministic
+    x <- sqrt(a') (x - sqrt(1 - a) eps) / sqrt(a) + sqrt(1 - a') eps.
+    """
+    z, total = noise, len(timesteps) - 1
+    for i in range(total):
+        if on_denoise:
+            on_denoise(i, total)
+        t = timesteps[i].expand(len(z))
+        both = model.predict_noise(torch.cat([z, z]), torch.cat([t, t]), join([text, empty]))
+        concept, nothing = both.chunk(2)
+        eps = nothing + guidance * (concept - nothing)
+        a, b = float(alphas[i]), float(alphas[i + 1])
+        clean = (z.to(eps) - math.sqrt(1 - a) * eps) / math.sqrt(a)
+        z = math.sqrt(b) * clean + math.sqrt(1 - b) * eps
+    return z

@@ -1,0 +1,283 @@
+"""MACE's concept LoRA: pictures of a concept stop looking at its words (Eq. 3-5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .alignment import Student, join
+from .attention import AttentionMaps, concept_map, layer_size, resized
+from .errors import ErasureError
+from .refinement import end_position
+from .spans import TextStates, phrase_span
+from .timesteps import draw, focal_density, uniform_density
+from .training import TrainState, record, restore
+
+MASKS = ("attention", "given", "none")
+#: noise levels at which the model's own attention is looked at for a mask: shapes stand, details do not yet
+MASK_TIMES = (150, 300, 450)
+
+
+@dataclass(frozen=True)
+class SuppressionConfig:
+    """Settings of Eq. 3-5. Steps, rates, rank and timesteps are the paper's (Table 10, section 3.2).
+
+    Attributes:
+        steps: optimiser steps (explicit content: 120)
+        lr: AdamW's rate (paper: 1e-4 for persons and styles, 1e-5 for objects and explicit content)
+        rank, alpha: of the LoRA; alpha 0 means alpha = rank
+        targets: projections that get adapters, by the end of their name
+        batch: noisy pictures per step
+        clip: largest norm of the gradient; 0 is off
+        cfis: draw timesteps by concept-focal importance sampling (Eq. 5); off, uniformly (explicit content)
+        t1, t2, gamma: of Eq. 5
+        images, image_steps, guidance: pictures of the concept that the model draws for its training
+        mask: where attention is suppressed: "attention" is the model's own, thresholded; "given" comes with the pictures;
+            "none" is the whole picture
+        mask_threshold: a pixel is in the model's own mask if its attention to the phrase's tokens, averaged over layers,
+            heads and MASK_TIMES, is at least this share of the way from the picture's lowest to its highest
+        tail: suppress the end token and all padding too, as the public code does; they hold the concept as well
+        squared: sum of squares, as Eq. 3 is written; off, the norm of each layer, as the public code has it
+    """
+
+    steps: int = 50
+    lr: float = 1e-4
+    rank: int = 1
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
+    batch: int = 1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    cfis: bool = True
+    t1: float = 200.0
+    t2: float = 400.0
+    gamma: float = 0.05
+    images: int = 8
+    image_steps: int = 30
+    guidance: float = 7.5
+    mask: str = "attention"
+    mask_threshold: float = 0.4
+    tail: bool = True
+    squared: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = [
+            (self.steps >= 1, f"steps is {self.steps}: it must be 1 or more"),
+            (0 < self.lr <= 1, f"lr is {self.lr}: it must be above 0 and at most 1"),
+            (1 <= self.rank <= 320, f"rank is {self.rank}: it must lie between 1 and 320"),
+            (0 <= self.alpha < math.inf, f"alpha is {self.alpha}: it must be 0 (same as rank) or more, and finite"),
+            (bool(self.targets), "targets is empty: name at least one projection, such as attn2.to_k"),
+            (self.batch >= 1, f"batch is {self.batch}: it must be 1 or more"),
+            (0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}: it must be 0 or more, and finite"),
+            (self.clip >= 0, f"clip is {self.clip}: it must be 0 (off) or more"),
+            (0 <= self.t1 < self.t2 < math.inf, f"t1 is {self.t1} and t2 is {self.t2}: they must hold 0 <= t1 < t2"),
+            (0 < self.gamma < math.inf, f"gamma is {self.gamma}: it must be above 0 and finite"),
+            (self.images >= 1 and self.image_steps >= 1, "images and image_steps must be 1 or more"),
+            (math.isfinite(self.guidance), f"guidance is {self.guidance}: it must be finite"),
+            (self.mask in MASKS, f'mask is "{self.mask}": choose one of {", ".join(MASKS)}'),
+            (0 < self.mask_threshold < 1, f"mask_threshold is {self.mask_threshold}: it must lie between 0 and 1"),
+            (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
+        ]
+        for holds, sentence in rules:
+            if not holds:
+                raise ErasureError(sentence + ".")
+
+    @classmethod
+    def for_kind(cls, kind: str, **changes: Any) -> SuppressionConfig:
+        """The paper's settings for a kind of concept. A style has no place in a picture, so that its mask is none: ours."""
+        if kind not in _KINDS:
+            raise ErasureError(f'unknown kind "{kind}": choose one of {", ".join(_KINDS)}.')
+        return cls(**(_KINDS[kind] | changes))
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return (self.alpha or self.rank) / self.rank
+
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "object": {"lr": 1e-5},
+    "person": {},
+    "style": {"mask": "none"},
+    "explicit": {"steps": 120, "lr": 1e-5, "cfis": False},
+}
+
+
+class AttendingStudent(Student, Protocol):
+    """A network in training whose attention to the text can be read."""
+
+    def attention(self, z: Tensor, t: Tensor, text: TextStates, columns: Tensor | None = None) -> AttentionMaps:
+        """Probabilities of all text attention layers for a forward pass, (B, heads, pixels, tokens) by layer.
+
+        core.attention.AttentionProbe around ``predict_noise``; ``columns`` are the tokens that are wanted.
+        """
+
+
+@dataclass(frozen=True)
+class ConceptPictures:
+    """Pictures of a concept to train on.
+
+    Attributes:
+        latents: (N, 4, h, w), noiseless, as the model's own sampling ends
+        text: the N prompts that they belong to
+        phrase: (N, L) bool, the concept's own tokens
+        tail: (N, L) bool, end token and padding
+        masks: (N, H, W) in [0, 1], 1 on the concept, at any resolution; None: the whole picture
+    """
+
+    latents: Tensor
+    text: TextStates
+    phrase: Tensor
+    tail: Tensor
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.latents)
+        sizes = {n, len(self.text), len(self.phrase), len(self.tail), n if self.masks is None else len(self.masks)}
+        if len(sizes) != 1 or not n:
+            raise ErasureError(f"there are {n} pictures of the concept for {len(self.text)} prompts and "
+                               f"{'no' if self.masks is None else len(self.masks)} masks: give as many of each.")  # fmt: skip
+        if self.masks is not None:
+            empty = [str(i + 1) for i, mask in enumerate(self.masks) if not float(mask.max()) > 0]
+            if empty:
+                raise ErasureError(f"the mask of picture {', '.join(empty)} is empty: mark the concept, or leave the masks out.")
+
+
+def concept_pictures(
+    latents: Tensor, prompts: Sequence[str], phrase: str, encode: Callable[[Sequence[str]], TextStates],
+    phrase_ids: Callable[[str], list[int]], masks: Tensor | None = None,
+) -> ConceptPictures:  # fmt: skip
+    """Pictures with the token positions of their prompts. ``encode``, ``phrase_ids``: as core.spans.make_pair takes them."""
+    text = encode(prompts)
+    own, tail = torch.zeros(2, len(prompts), text.states.shape[1], dtype=torch.bool)
+    wanted = phrase_ids(phrase)
+    for i, (prompt, ids) in enumerate(zip(prompts, text.ids, strict=True)):
+        start, stop = phrase_span(ids, wanted, phrase, prompt)
+        own[i, start:stop] = True
+        tail[i, end_position(ids) :] = True
+    return ConceptPictures(latents, text, own, tail, masks)
+
+
+def noised(latents: Tensor, noise: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
+    """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) noise, with the schedule's cumulative products a (steps,)."""
+    a = alphas.to(latents)[t.to(latents.device)][:, None, None, None]
+    return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+
+def suppression_loss(
+    maps: AttentionMaps, tokens: Tensor, masks: Tensor | None, size: tuple[int, int], squared: bool = False
+) -> Tensor:
+    """Eq. 3: sum over layers of ||A * M|| over heads, pixels and the concept's tokens; the mean over a batch.
+
+    Args:
+        maps: (B, heads, pixels, n) by layer
+        tokens: (B, n), 1 for each token that is suppressed
+        masks: (B, H, W) in [0, 1]; a layer's pixel counts by the share that it covers
+        size: (h, w) of the latents
+        squared: the paper's Frobenius norm squared
+    """
+    total: Tensor | float = 0.0
+    for p in maps.values():
+        seen = p * tokens.to(p)[:, None, None, :]
+        if masks is not None:
+            seen = seen * resized(masks, layer_size(p.shape[2], size)).to(p).flatten(1)[:, None, :, None]
+        norm = torch.linalg.vector_norm(seen.flatten(1), dim=1)
+        total = total + (norm.square() if squared else norm)
+    return torch.as_tensor(total).mean()
+
+
+@torch.no_grad()
+def attention_masks(model: AttendingStudent, pictures: ConceptPictures, alphas: Tensor, config: SuppressionConfig) -> Tensor:
+    """Where the original model sees the concept in its pictures: (N, h, w) of 0 and 1, by ``mask_threshold``'s rule."""
+    generator = torch.Generator().manual_seed((config.seed + 1_000_003) % 2**64)  # training's own draws stay the same
+    size = (pictures.latents.shape[2], pictures.latents.shape[3])
+    found = []
+    with model.teacher():
+        for i in range(len(pictures.latents)):
+            z, columns = pictures.latents[i : i + 1], pictures.phrase[i].nonzero()[:, 0]
+            seen: Tensor | float = 0.0
+            for level in MASK_TIMES:
+                t = torch.tensor([level * len(alphas) // 1000])
+                noise = torch.randn(z.shape, generator=generator)
+                maps = model.attention(noised(z, noise, t, alphas), t, pictures.text[i], columns)
+                seen = seen + concept_map(maps, torch.ones(1, len(columns)), size)
+            seen = torch.as_tensor(seen)
+            found.append((seen >= seen.min() + config.mask_threshold * (seen.max() - seen.min())).float())
+    return torch.cat(found)
+
+
+def with_masks(model: AttendingStudent, pictures: ConceptPictures, alphas: Tensor, config: SuppressionConfig) -> ConceptPictures:
+    """The pictures with the masks that ``config.mask`` asks for.
+
+    Raises:
+        ErasureError: masks should be given, and are not.
+    """
+    if config.mask == "attention":
+        return replace(pictures, masks=attention_masks(model, pictures, alphas, config))
+    if config.mask == "none":
+        return replace(pictures, masks=None)
+    if pictures.masks is None:
+        raise ErasureError('mask is "given", and the pictures have none: connect masks, or set mask to "attention".')
+    return pictures
+
+
+def suppress(
+    model: AttendingStudent, pictures: ConceptPictures, alphas: Tensor, config: SuppressionConfig,
+    on_step: Callable[[TrainState], None] | None = None, state: TrainState | None = None,
+) -> TrainState:  # fmt: skip
+    """Trains the model's adapters on one concept (Eq. 3): noised pictures, attention to its tokens pressed down under the mask.
+
+    ``alphas`` are the cumulative products of the noise schedule, (steps,). ``on_step`` is called after every step; what it
+    raises ends the training. The state's tensors are the live ones: copy to keep them. With a state of an earlier run it
+    goes on from there, to the same result.
+
+    Raises:
+        ErasureError: the loss is not finite, or masks are missing.
+    """
+    state = state or TrainState()
+    parameters = model.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    generator = torch.Generator().manual_seed(config.seed)
+    if state.step:
+        restore(state, parameters, optimizer, generator)
+    pictures = with_masks(model, pictures, alphas, config)
+    steps = len(alphas)
+    density = focal_density(config.t1, config.t2, config.gamma, steps) if config.cfis else uniform_density(steps)
+    while state.step < config.steps:
+        loss = picture_loss(model, pictures, alphas, density, config, generator)
+        if not torch.isfinite(loss):
+            raise ErasureError(f"the loss is not finite at step {state.step + 1}: lower lr (now {config.lr:g}).")
+        loss.backward()
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.losses.append(float(loss.detach()))
+        record(state, parameters, optimizer, generator)
+        if on_step:
+            on_step(state)
+    return state
+
+
+def picture_loss(
+    model: AttendingStudent, pictures: ConceptPictures, alphas: Tensor, density: Tensor, config: SuppressionConfig,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Eq. 3 for random pictures, timesteps of ``density`` (steps,) and noise."""
+    chosen = torch.randint(len(pictures.latents), (config.batch,), generator=generator).tolist()
+    t = draw(config.batch, generator, density)
+    z = pictures.latents[chosen]
+    z = noised(z, torch.randn(z.shape, generator=generator).to(z), t, alphas)
+    tokens = pictures.phrase[chosen] | (pictures.tail[chosen] & config.tail)
+    columns = tokens.any(0).nonzero()[:, 0]
+    masks = None if pictures.masks is None else pictures.masks[chosen]
+    with model.student():
+        maps = model.attention(z, t, join([pictures.text[i] for i in chosen]), columns)
+        return suppression_loss(maps, tokens[:, columns], masks, (z.shape[2], z.shape[3]), config.squared)

@@ -1,0 +1,138 @@
+"""Unified concept editing (UCE): a few tokens of each concept become those of a guide phrase, in one closed form.
+
+For every W_K and W_V of cross-attention, with v* the guide's states and p the preserved ones,
+
+    W' = (sum s_e W v* c^T + sum s_p W p p^T + mu W) (sum s_e c c^T + sum s_p p p^T + mu I)^-1 = W T,
+
+which is the closed form of this project without its general prior: the same Grams, the same transform for all layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .closed_form import Grams, Transform, solve
+from .concepts import Concept, check_together, holds_one_phrase, same
+from .errors import ErasureError
+from .spans import TextStates, phrase_span
+
+TOKENS = ("last-subject", "aligned")
+
+
+@dataclass(frozen=True)
+class UceConfig:
+    """Settings of UCE. The defaults are those of its current code; ``UCE_OLD`` are those of its first.
+
+    Attributes:
+        tokens: which rows of a phrase are edited and kept: "last-subject", the last token of the phrase alone, or "aligned", it
+            and all that follow (end and padding), put beside the guide's from its own last token on
+        guide: phrase that every concept becomes: the empty prompt (of which the start token is what is left), or "art"
+        to_anchor: each concept becomes its own anchor, and ``guide`` is not used
+        erase_scale: s_e
+        preserve_scale: s_p; 0 means max(0.1, 1 / number of preserved phrases)
+        mu: weight of ||W' - W||^2 (the code's lambda)
+        templates: prompts of concepts, guides and preserved phrases; {} is the phrase
+        keys, values, strength, max_condition: as in ClosedFormConfig
+    """
+
+    tokens: str = "last-subject"
+    guide: str = ""
+    to_anchor: bool = False
+    erase_scale: float = 1.0
+    preserve_scale: float = 1.0
+    mu: float = 0.5
+    templates: tuple[str, ...] = ("{}",)
+    keys: bool = True
+    values: bool = True
+    strength: float = 1.0
+    max_condition: float = 1e13
+
+    def __post_init__(self) -> None:
+        if self.tokens not in TOKENS:
+            raise ErasureError(f'tokens is "{self.tokens}": choose one of {", ".join(TOKENS)}.')
+        for name in ("erase_scale", "mu"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ErasureError(f"{name} is {getattr(self, name)}: it must be above 0 and finite.")
+        if not 0 <= self.preserve_scale < math.inf:
+            raise ErasureError(f"preserve_scale is {self.preserve_scale}: it must be 0 (by the number kept) or more, and finite.")
+        if not self.templates or not all(map(holds_one_phrase, self.templates)):
+            raise ErasureError("each of templates must hold {} once, where the phrase goes, and there must be one at least.")
+        if not (self.keys or self.values):
+            raise ErasureError("neither W_K nor W_V is selected: edit at least one of them.")
+        if not -10 <= self.strength <= 10:
+            raise ErasureError(f"strength is {self.strength}: it must lie between -10 and 10.")
+        if not self.max_condition >= 1:
+            raise ErasureError(f"max_condition is {self.max_condition}: it must be 1 or more.")
+
+    def edits(self, name: str) -> bool:
+        """Whether a projection of this name is edited."""
+        return self.keys if name.endswith("to_k") else self.values
+
+    def kept_scale(self, count: int) -> float:
+        """s_p for ``count`` preserved phrases."""
+        return self.preserve_scale or max(0.1, 1 / max(count, 1))
+
+
+UCE_NEW = UceConfig()
+UCE_OLD = UceConfig(tokens="aligned", preserve_scale=0.0, mu=0.1)
+
+Encode = Callable[[Sequence[str]], TextStates]
+PhraseIds = Callable[[str], list[int]]
+
+
+def uce(encode: Encode, phrase_ids: PhraseIds, concepts: Sequence[Concept], config: UceConfig, width: int) -> Transform:
+    """The edit as one transform for all projections of ``width`` inputs; ``config.edits`` says which it is for.
+
+    Args:
+        encode: prompts -> their states; phrase_ids: phrase -> its token ids, as a backend has them
+    """
+    return solve(uce_grams(encode, phrase_ids, concepts, config, width), 1.0, max_condition=config.max_condition, mu=config.mu)
+
+
+def uce_grams(encode: Encode, phrase_ids: PhraseIds, concepts: Sequence[Concept], config: UceConfig, width: int) -> Grams:
+    """The sums of UCE, scales inside, so that lambda_1 is 1: each phrase of each concept, and every preserved phrase once.
+
+    Raises:
+        ErasureError: contradictory concepts, a phrase that is the guide, or text states of another width.
+    """
+    check_together(tuple(concepts))
+    grams = Grams(width)
+    for concept in concepts:
+        guide = concept.anchor if config.to_anchor else config.guide
+        for phrase in concept.phrases:
+            if same(phrase, guide):
+                raise ErasureError(f'"{phrase}" is both erased and the guide: choose another guide.')
+            for rows, targets in _rows(encode, phrase_ids, phrase, guide, config):
+                grams.erase(rows, targets, config.erase_scale)
+    kept: dict[str, float] = {}
+    for concept in concepts:
+        for preserved in concept.preserve:
+            kept[preserved.phrase] = max(preserved.weight, kept.get(preserved.phrase, 0.0))
+    for phrase, weight in kept.items():
+        for rows, _ in _rows(encode, phrase_ids, phrase, phrase, config):
+            grams.preserve(rows, weight * config.kept_scale(len(kept)))
+    return grams
+
+
+def _rows(
+    encode: Encode, phrase_ids: PhraseIds, phrase: str, guide: str, config: UceConfig
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """For each template, states of a phrase (n, d) and of its guide (n, d), token beside token."""
+    for template in config.templates:
+        prompts = [template.format(phrase), template.format(guide)]
+        text = encode(prompts)
+        i, j = (_last_token(text.ids[k], phrase_ids, words, template, prompts[k]) for k, words in enumerate((phrase, guide)))
+        # the tail is as long as the shorter of the two
+        n = 1 if config.tokens == "last-subject" else text.states.shape[1] - max(i, j)
+        yield text.states[0, i : i + n], text.states[1, j : j + n]
+
+
+def _last_token(ids: Sequence[int], phrase_ids: PhraseIds, phrase: str, template: str, prompt: str) -> int:
+    """Position of a phrase's last token; of an empty phrase, that of the token before it (the start token, if nothing is)."""
+    if phrase.strip():
+        return phrase_span(ids, phrase_ids(phrase), phrase, prompt)[1] - 1
+    return len(phrase_ids(template.partition("{}")[0]))
