@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .core.adapters import Factors
-from .core.alignment import AlignmentConfig, TrainState, Trajectories, align_noise
+from .core.alignment import AlignmentConfig, Trajectories, align_noise
 from .core.closed_form import ClosedFormConfig, Grams, LowRank, Transform, solve
 from .core.concepts import Concept, check_together
 from .core.neighbors import NeighborConfig, NeighborSamples, sample_neighbors
 from .core.spans import ErasurePair, make_pair
+from .core.training import TrainState
 from .mining import Mined, Progress, mine_words, prior_gram, silent
 
 

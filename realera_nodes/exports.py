@@ -14,6 +14,7 @@ from .erasure import Erasure
 from .formats.checkpoint import Checkpoint, write_edited
 from .formats.lora import write_lora
 from .formats.metadata import ErasureMetadata
+from .mass import MassErasure
 from .settings import as_table
 
 #: ranks up to this are written whole; larger edits are cut to it per layer, and the loss is reported
@@ -41,9 +42,32 @@ def edit_lora(erasure: Erasure, projections: Iterable[str], read: Callable[[str]
     if erasure.low_rank.rank <= max_rank:
         factors = {n: erasure.low_rank.factors(read(n), config.strength) for n in names}
         return EditLora(factors, erasure.low_rank.rank, erasure.low_rank.dropped)
-    factors, dropped, rank = {}, 0.0, 0
+    transform, strength = erasure.transform, config.strength
+    return _cut(((n, transform.delta(read(n).float(), strength)) for n in names), max_rank)
+
+
+def whole_lora(
+    erasure: MassErasure, projections: Iterable[str], read: Callable[[str], Tensor], max_rank: int = MAX_RANK
+) -> EditLora:
+    """All of a mass erasure as one LoRA: exact where closed forms and LoRAs together stay within ``max_rank``, else cut to it."""
+    names = [n for n in projections if erasure.touches(n)]
+    ranks = {n: down.shape[0] for n, (down, _) in erasure.factors.items()}
+    shared = erasure.low_rank.rank if erasure.low_rank else 0
+    if shared + max(ranks.values(), default=0) > max_rank:
+        deltas = ((n, erasure.delta(n, read(n).float())) for n in names)
+        return _cut(((n, d) for n, d in deltas if d is not None), max_rank)
+    factors: Factors = {}
     for name in names:
-        delta = erasure.transform.delta(read(name).float(), config.strength)
+        parts = [erasure.low_rank.factors(read(name))] if erasure.low_rank and erasure.edits(name) else []
+        parts += [erasure.factors[name]] if name in erasure.factors else []
+        factors[name] = (torch.cat([d for d, _ in parts]), torch.cat([u for _, u in parts], 1))
+    return EditLora(factors, shared + max(ranks.values(), default=0), erasure.low_rank.dropped if erasure.low_rank else 0.0)
+
+
+def _cut(deltas: Iterable[tuple[str, Tensor]], max_rank: int) -> EditLora:
+    """Each delta (out, d) by its ``max_rank`` largest singular values, their roots on both sides."""
+    factors, dropped, rank = {}, 0.0, 0
+    for name, delta in deltas:
         u, s, v = torch.linalg.svd(delta, full_matrices=False)
         keep = min(max_rank, int((s > 1e-6 * s[0]).sum()) or 1)
         root = s[:keep].sqrt()
@@ -52,21 +76,29 @@ def edit_lora(erasure: Erasure, projections: Iterable[str], read: Callable[[str]
     return EditLora(factors, rank, dropped)
 
 
-def metadata_of(erasure: Erasure, checkpoint: Checkpoint, sha256: str) -> ErasureMetadata:
+def metadata_of(erasure: Erasure | MassErasure, checkpoint: Checkpoint, sha256: str) -> ErasureMetadata:
     """Who was erased how from which file."""
     return ErasureMetadata(
         method=method_name(erasure),
         concepts=tuple(c.phrase for c in erasure.concepts),
         anchors=tuple(c.anchor for c in erasure.concepts),
-        preserved=tuple(dict.fromkeys(k.phrase for c in erasure.concepts for k in c.preserve)),
+        preserved=preserved_by(erasure),
         config=as_table(erasure.config),
         base_sha256=sha256,
         base_name=checkpoint.path.name,
     )
 
 
-def method_name(erasure: Erasure) -> str:
-    """ "realera", or which of its parts ran."""
+def preserved_by(erasure: Erasure | MassErasure) -> tuple[str, ...]:
+    """All phrases that the user asked to keep."""
+    retained = erasure.retained if isinstance(erasure, MassErasure) else ()
+    return tuple(dict.fromkeys(k.phrase for k in (*(k for c in erasure.concepts for k in c.preserve), *retained)))
+
+
+def method_name(erasure: Erasure | MassErasure) -> str:
+    """ "realera", or which of its parts ran; a mass erasure's own method."""
+    if isinstance(erasure, MassErasure):
+        return erasure.method
     c = erasure.config
     if c.closed_form_on and c.alignment_on and c.neighbors_on and c.beyond_on:
         return "realera"
@@ -76,7 +108,7 @@ def method_name(erasure: Erasure) -> str:
 
 
 def export_checkpoint(
-    erasure: Erasure, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool,
+    erasure: Erasure | MassErasure, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
     """The erased checkpoint in the layout it came in, streamed from the base's file."""
@@ -94,7 +126,9 @@ def export_checkpoint(
     write_edited(checkpoint, target, {n: change(n) for n in touched}, metadata, overwrite, progress)
 
 
-def export_lora(erasure: Erasure, factors: Factors, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool) -> None:
+def export_lora(
+    erasure: Erasure | MassErasure, factors: Factors, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool
+) -> None:
     """Low-rank factors as a LoRA file that ComfyUI, WebUIs and diffusers read."""
     ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
     metadata = metadata_of(erasure, checkpoint, sha256).to_safetensors(checkpoint.architecture.kind, ranks, checkpoint.metadata)

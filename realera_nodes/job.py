@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .core.alignment import TrainState
-from .core.concepts import Concept, check_together
+from .core.concepts import Concept, Preserved, check_together
 from .core.errors import ErasureError
+from .core.training import TrainState
 from .erasure import Erasure, ErasureConfig, erase
-from .exports import MAX_RANK, edit_lora, export_checkpoint, export_lora
+from .exports import MAX_RANK, edit_lora, export_checkpoint, export_lora, method_name, whole_lora
 from .formats.atomic import require_space
 from .formats.checkpoint import Checkpoint, open_checkpoint
+from .mass import MassConfig, MassErasure, check_mass, erase_many
 from .mining import Progress, silent
-from .report.probes import Probe, demo_probes, general_probes
-from .report.report import Scorer, draw, score, value_drift, write_report
+from .report.probes import Probe, demo_probes, general_probes, strongest_words
+from .report.report import Scorer, draw, embedding_residue, score, value_drift, write_report
 from .resume import EVERY, load_state, save_state, state_path
 from .settings import as_table
+from .shelf import FolderShelf
 
 DEMO = "demo"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to do: ``checkpoint`` is "demo", a .safetensors file or a diffusers folder."""
+    """What to do.
+
+    Attributes:
+        checkpoint: "demo", a .safetensors file or a diffusers folder
+        config: of RealEra; with ``mass`` the concepts are erased by that method instead, and ``retained`` are kept
+    """
 
     checkpoint: str
     concepts: tuple[Concept, ...]
@@ -44,6 +51,8 @@ class Job:
     max_rank: int = MAX_RANK
     save_checkpoint: bool = True
     overwrite: bool = False
+    mass: MassConfig | None = None
+    retained: tuple[Preserved, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,16 +80,19 @@ def planned_files(job: Job, source: Source) -> dict[str, Path]:
     files = {}
     if job.save_checkpoint:
         files["checkpoint"] = job.out / (stem if source.checkpoint.is_folder else f"{stem}.safetensors")
-    if job.config.alignment_on:
+    if job.mass or job.config.alignment_on:
         files["lora"] = job.out / f"{stem}-lora.safetensors"
-    if job.config.closed_form_on:
+    if not job.mass and job.config.closed_form_on:
         files["edit lora"] = job.out / f"{stem}-edit-lora.safetensors"
     return files | {n: job.out / n for n in ("grid.png", "report.json", "report.md")}
 
 
 def prepare(job: Job) -> Source:
     """Everything that can be refused before any work is done. ErasureError says what to change."""
-    check_together(job.concepts)
+    if job.mass:
+        check_mass(job.concepts, job.retained)
+    else:
+        check_together(job.concepts)
     if not 1 <= job.pictures <= 64 or not 1 <= job.sampling_steps <= 1000:
         raise ErasureError("pictures must lie between 1 and 64 and sampling steps between 1 and 1000.")
     source = open_source(job.checkpoint)
@@ -89,7 +101,7 @@ def prepare(job: Job) -> Source:
     if not job.overwrite:
         for path in planned_files(job, source).values():
             if path.exists():
-                raise ErasureError(f"{path} already exists: pass --overwrite or choose another folder.")
+                raise ErasureError(f"{path} already exists: choose another name or folder, or allow overwriting (--overwrite).")
     size = sum(f.path.stat().st_size for f in source.checkpoint.files) if job.save_checkpoint else 0
     require_space(job.out, size + 64 * 2**20)
     return source
@@ -112,7 +124,7 @@ def scorer_of(job: Job) -> Scorer | None:
     return lambda pictures: judge(net, pictures)[0]
 
 
-def probes_of(job: Job, named: Sequence[str] = ()) -> list[Probe]:
+def probes_of(job: Job, named: Mapping[str, str] | None = None) -> list[Probe]:
     return (
         demo_probes(job.concepts, job.unrelated) if job.checkpoint == DEMO else general_probes(job.concepts, job.residue, named)
     )
@@ -136,14 +148,9 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     loaded = time.perf_counter()
     sha256 = source.checkpoint.sha256()
     kept = state_path(job, sha256)
-
-    def remember(state: TrainState) -> None:
-        if state.step % EVERY == 0:
-            save_state(state, kept)
-
-    erasure = erase(backend, job.concepts, job.config, progress, load_state(kept), remember)
+    erasure = _erase(job, backend, source, sha256, progress)
     erased = time.perf_counter()
-    probes = probes_of(job, erasure.mined.words[:4])
+    probes = probes_of(job, strongest_words(job.concepts, erasure.mined))
     deltas = erasure.deltas(backend.projections())
     seeds = [job.seed + i for i in range(job.pictures)]
     total, done = 2 * len(probes) * len(seeds), 0
@@ -163,13 +170,15 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
         "concepts": [{"concept": c.phrase, "anchor": c.anchor} for c in job.concepts],
         "named_neighbors": {c.phrase: [w.word for w in erasure.mined.near_of(c.phrase)] for c in job.concepts},
         "value_drift": value_drift(backend, probes, deltas),
+        "embedding_residue": embedding_residue(backend, probes, deltas),
         "condition": erasure.transform.condition if erasure.transform else None,
         "rank": rank,
-        "loss": erasure.state.losses if erasure.state else [],
+        "method": method_name(erasure),
+        "loss": _losses(erasure),
         "seconds": {"load": loaded - start, "erase": erased - loaded, "pictures": shown - erased,
                     "export": time.perf_counter() - shown},
         "files": [p.name for p in written],
-        "config": as_table(job.config),
+        "config": as_table(erasure.config),
     }  # fmt: skip
     title = "Erased: " + ", ".join(c.phrase for c in job.concepts)
     table = write_report(job.out, title, probes, before, after, facts, job.overwrite)
@@ -177,14 +186,40 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     return table
 
 
+def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress) -> Erasure | MassErasure:
+    """The job's method, from where an earlier run of it stopped."""
+    if job.mass:
+        shelf = FolderShelf.of(job.concepts, job.retained, job.mass, source.checkpoint, sha256)
+        return erase_many(backend, job.concepts, job.mass, job.retained, progress, shelf)
+    kept = state_path(job, sha256)
+
+    def remember(state: TrainState) -> None:
+        if state.step % EVERY == 0:
+            save_state(state, kept)
+
+    return erase(backend, job.concepts, job.config, progress, load_state(kept), remember)
+
+
+def _losses(erasure: Erasure | MassErasure) -> Any:
+    """Loss by step; of a mass erasure, by concept."""
+    if isinstance(erasure, MassErasure):
+        return erasure.losses
+    return erasure.state.losses if erasure.state else []
+
+
 def export(
-    job: Job, source: Source, erasure: Erasure, sha256: str, progress: Progress = silent
+    job: Job, source: Source, erasure: Erasure | MassErasure, sha256: str, progress: Progress = silent
 ) -> tuple[list[Path], dict[str, Any]]:
     """Writes checkpoint and LoRAs; returns the paths, and rank and loss of the closed-form edit's LoRA."""
     files = planned_files(job, source)
     written, rank = [], {}
-    if "edit lora" in files:
-        base = source.checkpoint
+    base = source.checkpoint
+    if isinstance(erasure, MassErasure):
+        lora = whole_lora(erasure, base.architecture.projections, base.read_projection, job.max_rank)
+        rank = {"lora": lora.rank, "dropped": lora.dropped}
+        export_lora(erasure, lora.factors, base, files["lora"], sha256, job.overwrite)
+        written.append(files.pop("lora"))
+    elif "edit lora" in files:
         lora = edit_lora(erasure, base.architecture.projections, base.read_projection, job.max_rank)
         rank = {"edit": erasure.low_rank.rank if erasure.low_rank else 0, "lora": lora.rank, "dropped": lora.dropped}
         export_lora(erasure, lora.factors, source.checkpoint, files["edit lora"], sha256, job.overwrite)

@@ -56,9 +56,9 @@ class Mined:
 
 
 def vocabulary(backend: Any, limit: int) -> tuple[list[str], Tensor]:
-    """The commonest ``limit`` whole words of the tokenizer and their end-of-text states (V, d), cached by encoder."""
+    """The commonest ``limit`` whole words of the tokenizer and their end-of-text states (V, d), cached by encoder and words."""
     words = backend.vocabulary()[:limit]
-    key = f"words-{backend.encoder_hash()}-{limit}"
+    key = f"words-{backend.encoder_hash()}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}"
     states = cached_tensor(key, lambda: backend.end_states(words))
     return words, states
 

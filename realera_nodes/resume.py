@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from platformdirs import user_cache_path
 from safetensors.torch import save
 
-from .core.alignment import TrainState
+from .core.concepts import Concept
+from .core.training import TrainState
 from .formats.atomic import atomic_file
 from .formats.stream import SafetensorsFile
 
@@ -25,9 +26,19 @@ EVERY = 20
 
 def state_path(job: Job, base_sha256: str) -> Path:
     """Where a job's training state lives: same model, concepts and settings, same file."""
-    facts = json.dumps([base_sha256, [asdict(c) for c in job.concepts], asdict(job.config)], sort_keys=True)
+    facts = json.dumps([base_sha256, [described(c) for c in job.concepts], asdict(job.config)], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     return user_cache_path("realera-nodes", appauthor=False) / "training" / f"{key}.safetensors"
+
+
+def described(concept: Concept) -> dict[str, Any]:
+    """A concept for a name: pictures by their hash."""
+    words = asdict(replace(concept, images=None, masks=None))
+    for name in ("images", "masks"):
+        pixels = getattr(concept, name)
+        if pixels is not None:
+            words[name] = hashlib.sha256(pixels.float().contiguous().numpy().tobytes()).hexdigest()
+    return words
 
 
 def save_state(state: TrainState, path: Path) -> None:

@@ -6,18 +6,19 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from .core.concepts import Concept, Preserved
 from .core.errors import ErasureError
-from .erasure import ErasureConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-SECTIONS = ("neighbors", "closed_form", "alignment")
+T = TypeVar("T")
+#: keys of a config file that are no settings
+LISTS = ("concepts", "retain", "preset")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def concepts_from(rows: Any) -> list[Concept]:
     """Concepts from the ``[[concepts]]`` tables of a config."""
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise ErasureError("concepts must be tables: write [[concepts]] with phrase and anchor below.")
-    known = {f.name for f in dataclasses.fields(Concept)}
+    known = {f.name for f in dataclasses.fields(Concept)} - {"images", "masks"}
     found = []
     for row in rows:
         for key in row:
@@ -58,8 +59,8 @@ def concepts_from(rows: Any) -> list[Concept]:
     return found
 
 
-def _preserved(row: Mapping[str, Any]) -> tuple[Preserved, ...]:
-    """The preserved concepts of a table: words, or {phrase, weight}."""
+def _preserved(row: Mapping[str, Any], key: str = "preserve") -> tuple[Preserved, ...]:
+    """The preserved concepts of a table: words, or {phrase, weight}. ``key`` is what messages call it."""
     rows = row.get("preserve", ())
     fits = isinstance(rows, (list, tuple))
     tables = [{"phrase": r} if isinstance(r, str) else r for r in rows] if fits else []
@@ -68,27 +69,37 @@ def _preserved(row: Mapping[str, Any]) -> tuple[Preserved, ...]:
         fits = fits and type(table.get("weight", 1.0)) in (int, float)
     if not fits:
         wanted = 'a list of words or of { phrase = "...", weight = 1.0 }'
-        raise ErasureError(f'preserve of "{row["phrase"]}" must be {wanted}, not {rows!r}: mend the value.')
+        where = f'{key} of "{row["phrase"]}"' if key == "preserve" else key
+        raise ErasureError(f"{where} must be {wanted}, not {rows!r}: mend the value.")
     return tuple(Preserved(**table) for table in tables)
 
 
-def config_from(table: Mapping[str, Any], base: ErasureConfig | None = None) -> ErasureConfig:
+def retained_from(rows: Any) -> tuple[Preserved, ...]:
+    """The ``retain`` list of a config: words, or {phrase, weight}."""
+    return _preserved({"phrase": "the list", "preserve": rows}, "retain")
+
+
+def sections(config: Any) -> tuple[str, ...]:
+    """The parts of a config that are configs themselves."""
+    return tuple(f.name for f in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, f.name)))
+
+
+def config_from(table: Mapping[str, Any], base: T) -> T:
     """A config with the values of a table ({"neighbors": {"m": 20}, "beyond_on": false}) over a base's."""
-    config = base or ErasureConfig()
     changes: dict[str, Any] = {}
     for key, value in table.items():
-        if key == "concepts":
+        if key in LISTS:
             continue
-        if key in SECTIONS:
+        if key in sections(base):
             if not isinstance(value, Mapping):
                 raise ErasureError(f'"{key}" is a section: write [{key}] and its settings below.')
-            changes[key] = _replaced(getattr(config, key), value, f"{key}.")
+            changes[key] = _replaced(getattr(base, key), value, f"{key}.")
         else:
-            changes |= {key: _typed(type(config), key, value, "")}
-    return dataclasses.replace(config, **changes)
+            changes |= {key: _typed(type(base), key, value, "")}
+    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
 
 
-def with_settings(config: ErasureConfig, settings: Iterable[str]) -> ErasureConfig:
+def with_settings(config: T, settings: Iterable[str]) -> T:
     """Applies ``section.key=value`` strings, all at once: some ranges only hold together. Of two for one key the last holds.
 
     Raises:
@@ -100,15 +111,15 @@ def with_settings(config: ErasureConfig, settings: Iterable[str]) -> ErasureConf
         if not sign:
             raise ErasureError(f'"{setting}" is not a setting: write section.key=value, such as neighbors.m=20.')
         section, dot, key = name.strip().partition(".")
-        if section == "concepts":
-            raise ErasureError('there is no setting "concepts": choose from the sections ' + ", ".join(SECTIONS) + ".")
+        if section in LISTS:
+            raise ErasureError(f'there is no setting "{section}": choose from the sections ' + ", ".join(sections(config)) + ".")
         value = {key: _parse(text.strip())} if dot else _parse(text.strip())
         before = table.get(section)
         table[section] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
     return config_from(table, config) if table else config
 
 
-def as_table(config: ErasureConfig) -> dict[str, Any]:
+def as_table(config: Any) -> dict[str, Any]:
     """A config as plain values, for metadata and reports."""
     return dataclasses.asdict(config)
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from realera_nodes.backends.diffusers import DiffusersBackend
+from realera_nodes.backends.text_cache import TextCache
 from realera_nodes.core.alignment import AlignmentConfig
 from realera_nodes.core.errors import ErasureError
+from realera_nodes.core.spans import TextStates
 from tests.tiny import KINDS, SIDE, tiny_backend
 
 PROMPTS = ["cat", "oil painting of Mira Calder", ""]
@@ -211,3 +213,16 @@ def test_training_that_cannot_start_leaves_no_trace() -> None:
     with backend.training({}, AlignmentConfig()):
         pass
     assert snapshot(backend) == before, "and it can start afterwards"
+
+
+def test_thousands_of_prompts_do_not_stay_in_memory() -> None:
+    """A list of a hundred concepts asks for 6,000 prompts; a batch larger than the limit still comes whole."""
+    cache = TextCache(limit=3)
+    for i in range(10):
+        assert cache.missing([f"{i}", f"{i}"]) == [f"{i}"]
+        cache.put(f"{i}", TextStates(torch.full((1, 77, 4), float(i)), [[i]]))
+        cache.gather([f"{i}"])
+    assert cache.missing([f"{i}" for i in range(10)]) == [f"{i}" for i in range(7)]
+    for i in range(7):
+        cache.put(f"{i}", TextStates(torch.full((1, 77, 4), float(i)), [[i]]))
+    assert cache.gather([f"{i}" for i in range(10)]).states[:, 0, 0].tolist() == list(range(10))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from realera_nodes.cli import app
-from tests.tiny import tiny_backend, tiny_files
+from realera_nodes.formats.stream import sha256_of
+from tests.tiny import SIDE, tiny_backend, tiny_files
 
 RUNNER = CliRunner()
 
@@ -99,7 +104,7 @@ def test_a_concept_too_long_for_the_encoder(tmp_path: Path) -> None:
 def test_existing_output_is_kept(tmp_path: Path) -> None:
     folder, _ = tiny_files("sd1")
     (tmp_path / "report.md").write_text("mine")
-    assert "already exists: pass --overwrite" in erase(folder, tmp_path)
+    assert "allow overwriting (--overwrite)" in erase(folder, tmp_path)
     assert (tmp_path / "report.md").read_text() == "mine"
 
 
@@ -229,3 +234,26 @@ def test_a_word_of_the_users_is_judged_once(tmp_path: Path) -> None:
     mined = mine_words(backend, concept, [concept], run, config, silent, [known, "flying machine", "flying machine"])
     words = [w.word for w in mined.named["airplane"]]
     assert sorted(words) == sorted({*backend.vocabulary()[:20], "flying machine"})
+
+
+def test_ctrl_c_in_mid_training_leaves_no_file_and_the_state_to_go_on_from(tmp_path: Path) -> None:
+    checkpoint, out, cache = tiny_files("sd1")[1], tmp_path / "out", tmp_path / "cache"
+    before = sha256_of(checkpoint)
+    command = [sys.executable, "-m", "realera_nodes", "train-lora", checkpoint, "--concept", "airplane", "--anchor", "sky",
+               "--size", SIDE, "--device", "cpu", "--pictures", "1", "--sampling-steps", "1", "--out", out,
+               "--set", "neighbors.words=0", "--set", "alignment.steps=900000"]  # fmt: skip
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(Path(__file__).parents[1])}
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(list(map(str, command)), env=environment, stderr=log) as process:
+        deadline = time.monotonic() + 300
+        while not list(cache.glob("realera-nodes/training/*.safetensors")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, "no training state appeared"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "cancelled" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not list(out.iterdir()), "nothing half-written stays"
+    assert sha256_of(checkpoint) == before
+    states = list((cache / "realera-nodes" / "training").iterdir())
+    assert [p.suffix for p in states] == [".safetensors"], "one whole state, no temporary file"

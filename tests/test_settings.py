@@ -18,7 +18,8 @@ from realera_nodes.core.concepts import Concept, Preserved
 from realera_nodes.core.errors import ErasureError
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.erasure import ErasureConfig
-from realera_nodes.settings import SECTIONS, as_table, concepts_from, config_from, read_toml, with_settings
+from realera_nodes.mass import MassConfig
+from realera_nodes.settings import as_table, concepts_from, config_from, read_toml, retained_from, sections, with_settings
 
 
 def toml(table: dict[str, Any]) -> str:
@@ -41,9 +42,9 @@ CHANGED = ErasureConfig(
 def test_a_config_survives_toml_and_tables(config: ErasureConfig, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(toml(as_table(config)), encoding="utf-8")
-    assert config_from(read_toml(path)) == config
-    assert config_from(as_table(config)) == config
-    assert config_from(json.loads(json.dumps(as_table(config)))) == config
+    assert config_from(read_toml(path), ErasureConfig()) == config
+    assert config_from(as_table(config), ErasureConfig()) == config
+    assert config_from(json.loads(json.dumps(as_table(config))), ErasureConfig()) == config
 
 
 @given(st.integers(0, 500), st.floats(0.01, 1), st.booleans(), st.lists(st.sampled_from(["a", "b c", 'd"e\\', "ü"]), min_size=1))
@@ -52,13 +53,13 @@ def test_any_setting_survives(m: int, lr: float, keys: bool, targets: list[str])
     config = with_settings(ErasureConfig(), [*settings, f"alignment.targets={json.dumps(targets, ensure_ascii=False)}"])
     assert (config.neighbors.m, config.alignment.lr, config.closed_form.keys) == (m, lr, keys)
     assert config.alignment.targets == tuple(targets)
-    assert config_from(as_table(config)) == config
+    assert config_from(as_table(config), ErasureConfig()) == config
 
 
 def test_a_table_changes_only_what_it_names() -> None:
     config = config_from({"neighbors": {"m": 4}, "beyond_on": False, "concepts": [{"phrase": "x"}]}, CHANGED)
     assert config == dataclasses.replace(CHANGED, neighbors=dataclasses.replace(CHANGED.neighbors, m=4), beyond_on=False)
-    assert config_from({}) == ErasureConfig()
+    assert config_from({}, ErasureConfig()) == ErasureConfig()
 
 
 def test_settings_are_parsed_by_their_section_and_key() -> None:
@@ -145,12 +146,12 @@ def test_settings_that_do_not_fit_are_refused(setting: str, words: str) -> None:
 )
 def test_tables_that_do_not_fit_are_refused(table: dict, words: str) -> None:
     with pytest.raises(ErasureError, match=re.escape(words)):
-        config_from(table)
+        config_from(table, ErasureConfig())
 
 
 def test_every_section_is_a_part_of_the_config() -> None:
     parts = {f.name for f in dataclasses.fields(ErasureConfig) if not f.name.endswith("_on")}
-    assert parts == set(SECTIONS)
+    assert parts == set(sections(ErasureConfig()))
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -238,3 +239,17 @@ def test_concepts_from_tables(tmp_path: Path) -> None:
 def test_concepts_that_do_not_fit_are_refused(rows: Any, words: str) -> None:
     with pytest.raises(ErasureError, match=re.escape(words)):
         concepts_from(rows)
+
+
+def test_a_mass_config_has_sections_of_its_own() -> None:
+    config = with_settings(MassConfig(), ["method=realera-mass", "refinement.contexts=4", "suppression.steps=7"])
+    assert (config.method, config.refinement.contexts, config.suppression.steps) == ("realera-mass", 4, 7)
+    assert config_from(json.loads(json.dumps(as_table(config))), MassConfig()) == config
+    with pytest.raises(ErasureError, match="closed_form"):
+        with_settings(MassConfig(), ["closed_form.lambda_1=1"])
+
+
+def test_a_retain_list_takes_words_and_weights() -> None:
+    assert retained_from(["bird", {"phrase": "ship", "weight": 2}]) == (Preserved("bird"), Preserved("ship", 2))
+    with pytest.raises(ErasureError, match="retain must be a list"):
+        retained_from("bird")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from realera_nodes.core.adapters import Factors, HookAdapters, initial_factors
-from realera_nodes.core.alignment import AlignmentConfig, TrainState, Trajectories, align_noise
+from realera_nodes.core.alignment import AlignmentConfig, Trajectories, align_noise
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.core.spans import ErasurePair, TextStates
+from realera_nodes.core.training import TrainState
 
 WIDTH, LENGTH, START, SIZE = 12, 6, 2, 4
 

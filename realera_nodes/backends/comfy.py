@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.lora
 import comfy.model_base
 import comfy.model_management
 import comfy.samplers
@@ -19,61 +18,15 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..core.adapters import Factors, merged
-from ..core.alignment import AlignmentConfig, Trajectories
+from ..core.adapters import AdapterSettings, Factors, merged
+from ..core.alignment import Trajectories
 from ..core.errors import ErasureError
 from ..core.spans import TextStates
 from .comfy_student import HookStudent, thaw
 from .comfy_text import ComfyText
+from .comfy_weights import PREFIX, SUPPORTED, EffectiveWeights, finite, layer_keys, plain
 
 KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-PREFIX = "diffusion_model."
-PROJECTIONS = ("attn2.to_k.weight", "attn2.to_v.weight")
-SUPPORTED = "SD1.x, SD2.x and SDXL are supported"
-
-
-def plain(x: Tensor) -> Tensor:
-    """The tensor, copied if it comes from inference mode and autograd is on, which cannot save it."""
-    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
-
-
-class EffectiveWeights(Mapping[str, Tensor]):
-    """Weights with the patches of a model applied, float32 on the CPU, computed when they are asked for."""
-
-    def __init__(self, patcher: Any, keys: Mapping[str, str]):
-        patches = patcher.get_key_patches(PREFIX)
-        self.parts = {name: (key, patches[key]) for name, key in keys.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        key, ((weight, convert), *patches) = self.parts[name]
-        full = convert(weight.to("cpu", torch.float32, copy=True), inplace=True)
-        return comfy.lora.calculate_weight(patches, full, key) if patches else full
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.parts)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-
-def layer_keys(patcher: Any) -> dict[str, str]:
-    """Weight keys of the attention projections by canonical name: diffusers' names for the host's.
-
-    Raises:
-        ErasureError: no UNet with text cross-attention.
-    """
-    config = patcher.model.model_config.unet_config
-    names = comfy.utils.unet_to_diffusers(config)
-    keys = {PREFIX + theirs: name.removesuffix(".weight") for name, theirs in names.items() if ".attn" in name}
-    present = [k for k in patcher.model.state_dict() if k.endswith(PROJECTIONS)]
-    if not names or not present:
-        raise ErasureError(
-            f"{type(patcher.model).__name__} is not supported yet, as it has no UNet with text cross-attention: {SUPPORTED}."
-        )
-    unknown = [k for k in present if k not in keys]
-    if unknown:
-        raise ErasureError(f"the UNet has a layer of an unknown layout ({unknown[0]}): {SUPPORTED}.")
-    return {name: key for key, name in sorted(keys.items(), key=lambda item: item[1]) if key.endswith(".weight")}
 
 
 class ComfyBackend:
@@ -142,7 +95,7 @@ class ComfyBackend:
             yield
 
     @contextmanager
-    def training(self, deltas: Mapping[str, Tensor], config: AlignmentConfig) -> Iterator[HookStudent]:
+    def training(self, deltas: Mapping[str, Tensor], config: AdapterSettings) -> Iterator[HookStudent]:
         """A student: the model + ``deltas`` + a fresh LoRA, by hooks. On leaving, the network is as it was."""
         self._require_plain_input()
         wanted = [n for n in self.keys if n.endswith(config.targets)]
@@ -152,12 +105,13 @@ class ComfyBackend:
             self._load_whole()
             net = self.patcher.model
             flags = thaw(net)
-            modules = {n: net.get_submodule(self.keys[n].removesuffix(".weight")) for n in {*wanted, *deltas}}
-            self._student = student = HookStudent(self, modules, wanted, deltas, config)
             try:
-                yield student
+                modules = {n: net.get_submodule(self.keys[n].removesuffix(".weight")) for n in {*wanted, *deltas}}
+                self._student = HookStudent(self, modules, wanted, deltas, config)
+                yield self._student
             finally:
-                student.remove()
+                if self._student is not None:
+                    self._student.remove()
                 self._student = None
                 for p, flag in flags:
                     p.requires_grad_(flag)
@@ -198,7 +152,8 @@ class ComfyBackend:
         denoised = self.patcher.model.apply_model(
             x, sigma, c_crossattn=plain(text.states).to(device), transformer_options=options, **self._extra(z, text)
         )
-        return (x - denoised) / wide
+        noise = (x - denoised) / wide
+        return noise if self._student is not None else finite(noise)  # training looks at its loss
 
     def _extra(self, z: Tensor, text: TextStates) -> dict[str, Tensor]:
         """What else the UNet is told: SDXL's pooled text and sizes."""
@@ -246,7 +201,24 @@ class ComfyBackend:
             sigmas, model_options=self.patcher.model_options, latent_image=torch.zeros_like(noise), callback=keep,
             disable_pbar=True, seed=0,
         )  # fmt: skip
-        return samples.float().cpu(), timesteps
+        return finite(samples.float().cpu()), timesteps
+
+    def alphas(self) -> Tensor:
+        """Cumulative products of the noise schedule, (1000,)."""
+        return 1 / (1 + self._sampling().sigmas.float().cpu().square())
+
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, batch: int = 4) -> Tensor:
+        """What sampling ends with, one for each (prompt, seed): (N, 4, h, w) in the UNet's scale, without noise."""
+        parts = [slice(i, i + batch) for i in range(0, len(prompts), batch)]
+        found = torch.cat([self.sample(prompts[p], self.noise(seeds[p]), steps, guidance)[0] for p in parts])
+        return self.patcher.model.process_latent_in(found)
+
+    def encode_pictures(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1], brought to the model's size, as latents (N, 4, h, w) in the UNet's scale."""
+        if self.vae is None:
+            raise ErasureError("the concept brings pictures and no VAE is connected: connect the checkpoint's VAE.")
+        sized = torch.nn.functional.interpolate(images.float(), (self.side, self.side), mode="bilinear", antialias=True)
+        return plain(self.patcher.model.process_latent_in(self.vae.encode(sized.movedim(1, -1)).float().cpu()))
 
     def trajectories(self, prompt: str, count: int, steps: int, guidance: float, seed: int) -> Trajectories:
         """Latents before every denoising step of ``count`` runs: what z_t is drawn from."""

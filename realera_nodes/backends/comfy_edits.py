@@ -19,7 +19,8 @@ from ..erasure import Erasure
 from ..exports import method_name
 from ..formats.lora import lora_tensors
 from ..settings import as_table
-from .comfy import KINDS, ComfyBackend, EffectiveWeights, layer_keys
+from .comfy import KINDS, ComfyBackend
+from .comfy_weights import EffectiveWeights, layer_keys
 
 #: where a MODEL keeps the records of its edits
 ATTACHMENT = "realera_edits"

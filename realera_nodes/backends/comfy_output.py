@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,6 +35,8 @@ from .comfy_edits import EditRecord
 UPSTREAM = ("model", "model_after", "lora", "neighbors")
 LOADERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models"}
 PREVIEW_SIDE = 512
+#: seconds between two messages about a training's losses
+LOSSES_EVERY = 0.25
 
 
 class NodeProgress:
@@ -40,9 +44,10 @@ class NodeProgress:
 
     def __init__(self, node_id: str | None):
         self.node_id, self.bar, self.stage = node_id, comfy.utils.ProgressBar(1), ""
+        self.sent, self.sent_at = 0, 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = _server()
         if stage != self.stage and server is not None and self.node_id is not None:
             server.send_progress_text(stage, self.node_id)
         self.stage = stage
@@ -52,18 +57,64 @@ class NodeProgress:
         """A preview picture (3, H, W) in [0, 1] beside the bar."""
         self.bar.update_absolute(done, max(total, 1), ("JPEG", to_image(picture, PREVIEW_SIDE), PREVIEW_SIDE))
 
+    def losses(self, losses: Sequence[float], total: int) -> None:
+        """What a training's losses have grown by, to the page that queued it, for the node's curve."""
+        server, now = _server(), time.monotonic()
+        due = now - self.sent_at >= LOSSES_EVERY or len(losses) == total
+        if not due or server is None or self.node_id is None or server.client_id is None:
+            return
+        news = {"node": self.node_id, "start": self.sent, "losses": list(losses[self.sent :]), "total": total}
+        server.send_sync("realera.loss", news, server.client_id)
+        self.sent, self.sent_at = len(losses), now
+
+
+def _server() -> Any:
+    """ComfyUI's server; None where the nodes run without one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
 
 @contextmanager
 def guarded() -> Iterator[None]:
     """Turns running out of memory into a sentence, and gives back what was taken."""
     try:
         yield
-    except comfy.model_management.OOM_EXCEPTION as error:
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # the calls that failed still hold their tensors
+        comfy.model_management.unload_all_models()
         raise ErasureError(
             "the device is out of memory: lower batch, picture size or trajectories, or start ComfyUI with --lowvram."
-        ) from error
+        ) from None
     finally:
         comfy.model_management.soft_empty_cache()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says so: CUDA has a type of its own for it, the CPU and Apple's GPUs only words."""
+    said = str(error).lower()
+    words = isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    return words or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+
+
+def from_image(image: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1] on the CPU from an IMAGE (N, H, W, 3), whose alpha is left out."""
+    return image[..., :3].movedim(-1, 1).float().cpu().clamp(0, 1).contiguous()
+
+
+def from_mask(mask: Tensor, pictures: Tensor | None) -> Tensor:
+    """Masks (N, H, W) in [0, 1] on the CPU from a MASK (N, H, W) or (H, W), scaled to their pictures (N, 3, H, W).
+
+    Raises:
+        ErasureError: a mask that marks nothing, which is what the host gives for a picture without one.
+    """
+    masks = mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+    for i, one in enumerate(masks):
+        if not one.any():
+            raise ErasureError(f"mask {i + 1} marks nothing: paint it white on the concept, or connect no masks.")
+    if pictures is not None and masks.shape[1:] != pictures.shape[2:]:
+        masks = torch.nn.functional.interpolate(masks[:, None], pictures.shape[2:], mode="bilinear")[:, 0]
+    return masks
 
 
 def as_image(pictures: Sequence[Image.Image]) -> Tensor:

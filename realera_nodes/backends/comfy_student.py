@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.adapters import Factors, HookAdapters, initial_factors
-from ..core.alignment import AlignmentConfig
+from ..core.adapters import AdapterSettings, Factors, HookAdapters, initial_factors
+from ..core.attention import AttentionMaps, AttentionProbe, cross_attentions
 from ..core.spans import TextStates
 
 
@@ -57,7 +57,7 @@ class HookStudent:
 
     def __init__(
         self, backend: Any, modules: Mapping[str, nn.Module], wanted: Sequence[str], deltas: Mapping[str, Tensor],
-        config: AlignmentConfig,
+        config: AdapterSettings,
     ):  # fmt: skip
         self.backend, self.scale = backend, config.scale
         device = backend.patcher.load_device
@@ -76,6 +76,12 @@ class HookStudent:
 
     def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
         return self.backend.predict_noise(z, t, text)
+
+    def attention(self, z: Tensor, t: Tensor, text: TextStates, columns: Tensor | None = None) -> AttentionMaps:
+        """Probabilities of all text attention layers, (B, heads, pixels, tokens) by layer (core.suppression)."""
+        with AttentionProbe(cross_attentions(self.backend.patcher.model.diffusion_model)) as probe:
+            self.predict_noise(z, t, text)
+            return probe.probabilities(columns)
 
     @contextmanager
     def teacher(self) -> Iterator[None]:

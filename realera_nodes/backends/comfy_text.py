@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..core.errors import ErasureError
 from ..core.spans import TextStates
+from ..core.vocabulary import whole_words
+from .text_cache import TextCache
 
 ENCODE_BATCH = 32
 LENGTH = 77
@@ -41,7 +43,7 @@ class ComfyText:
                 "connect the CLIP of the same checkpoint."
             )
         self.tokenizer = getattr(clip.tokenizer, f"clip_{self.keys[0]}")
-        self._texts: dict[str, TextStates] = {}
+        self._texts = TextCache()
 
     def _encoder(self, key: str) -> Any:
         return getattr(self.clip.cond_stage_model, f"clip_{key}")
@@ -52,7 +54,7 @@ class ComfyText:
         Raises:
             ErasureError: longer than 77 tokens, a textual inversion, states that are not finite.
         """
-        new = [p for p in dict.fromkeys(prompts) if p not in self._texts]
+        new = self._texts.missing(prompts)
         # the host returns the pooled state of the first prompt of a batch only
         size = 1 if "g" in self.keys else ENCODE_BATCH
         for start in range(0, len(new), size):
@@ -69,12 +71,8 @@ class ComfyText:
             for i, prompt in enumerate(batch):
                 ids = [int(token) for token, _ in chunks[i][self.keys[0]]]
                 one = pooled.float().cpu() if "g" in self.keys else None
-                self._texts[prompt] = TextStates(states[i : i + 1], [ids], one)
-        rows = [self._texts[p] for p in prompts]
-        pooled_rows = [r.pooled for r in rows if r.pooled is not None]
-        return TextStates(
-            torch.cat([r.states for r in rows]), [r.ids[0] for r in rows], torch.cat(pooled_rows) if pooled_rows else None
-        )
+                self._texts.put(prompt, TextStates(states[i : i + 1], [ids], one))
+        return self._texts.gather(prompts)
 
     def _chunk(self, prompt: str) -> dict[str, list[tuple[int, float]]]:
         """(token, weight 1) of a prompt's only chunk, by encoder."""
@@ -140,9 +138,8 @@ class ComfyText:
         return torch.cat(parts, -1)
 
     def vocabulary(self) -> list[str]:
-        """Whole words of the tokenizer, commonest first: alphabetic, three letters or more."""
-        words = [(i, t[:-4]) for t, i in self.tokenizer.tokenizer.get_vocab().items() if t.endswith("</w>")]
-        return [w for _, w in sorted(words) if len(w) >= 3 and w.isascii() and w.isalpha()]
+        """Whole words of the tokenizer, commonest first."""
+        return whole_words(self.tokenizer.tokenizer.get_vocab())
 
     def encoder_hash(self) -> str:
         """Names the encoder as it is used: its weights with upstream LoRAs, and clip skip."""

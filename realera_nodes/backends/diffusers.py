@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.adapters import Factors, merged
-from ..core.alignment import AlignmentConfig, Trajectories
+from ..core.adapters import AdapterSettings, Factors, merged
+from ..core.alignment import Trajectories
 from ..core.errors import ErasureError
 from ..core.spans import TextStates
 from ..formats.architecture import KINDS, SUPPORTED
-from .idle_layers import without_idle_layers
+from .diffusers_text import DiffusersText
 from .student import ADAPTER, PeftStudent
 
-ENCODE_BATCH = 32
 
-
-class DiffusersBackend:
+class DiffusersBackend(DiffusersText):
     """A pipeline behind the project's protocol. Edits swap parameters inside contexts; no tensor of the pipeline is written to.
 
     Args:
@@ -51,7 +48,7 @@ class DiffusersBackend:
         if unet.config.in_channels != 4:
             raise ErasureError(f"the UNet reads {unet.config.in_channels} channels instead of 4, so this is an inpainting or "
                                "picture-to-picture model: choose its text-to-picture version.")  # fmt: skip
-        self.pipe, self.unet, self.context_width, self.kind = pipe, unet, width, KINDS[width]
+        self.unet, self.context_width, self.kind = unet, width, KINDS[width]
         cell = pipe.vae_scale_factor
         own = unet.config.sample_size
         self.side: int = size or (own if isinstance(own, int) else max(own)) * cell
@@ -66,111 +63,10 @@ class DiffusersBackend:
             raise ErasureError(
                 f'the model predicts "{predicts}": only models that predict "epsilon" or "v_prediction" are supported.'
             )
-        second = self.kind == "sdxl"
-        self._texters = [(pipe.tokenizer, pipe.text_encoder), *([(pipe.tokenizer_2, pipe.text_encoder_2)] if second else [])]
-        self.device = next(unet.parameters()).device
+        super().__init__(pipe, self.kind, next(unet.parameters()).device)
         self.names = [
             f"{n}.{p}" for n, m in unet.named_modules() if n.endswith("attn2") for p in ("to_k", "to_v") if hasattr(m, p)
         ]
-        self._texts: dict[str, TextStates] = {}
-
-    # text
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextStates:
-        """States of prompts, (N, 77, d). ErasureError: a prompt is longer than 77 tokens, or states are not finite."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._texts]
-        for start in range(0, len(new), ENCODE_BATCH):
-            batch = new[start : start + ENCODE_BATCH]
-            ids = [self._ids(p) for p in batch]
-            with self._lean():
-                encoded = self.pipe.encode_prompt(
-                    batch, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-                )
-            states = encoded[0].float().cpu()
-            pooled = encoded[2].float().cpu() if self.kind == "sdxl" else None
-            if not torch.isfinite(states).all():
-                raise ErasureError("the text encoder returned NaN or infinity: its weights are damaged; load another file.")
-            for i, prompt in enumerate(batch):
-                self._texts[prompt] = TextStates(states[i : i + 1], [ids[i]], None if pooled is None else pooled[i : i + 1])
-        rows = [self._texts[p] for p in prompts]
-        pooled_rows = [r.pooled for r in rows if r.pooled is not None]
-        return TextStates(
-            torch.cat([r.states for r in rows]), [r.ids[0] for r in rows], torch.cat(pooled_rows) if pooled_rows else None
-        )
-
-    @torch.no_grad()
-    def rows(self, prompts: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
-        """States (n, d) and weights (n,) of prompts' tokens without the start token, a batch at a time.
-
-        The encoder is causal, so prompts are cut after two padding tokens; the last one counts for all that follow.
-        """
-        longest = self.pipe.tokenizer.model_max_length
-        ordered = sorted(dict.fromkeys(prompts), key=len)
-        for start in range(0, len(ordered), 4 * ENCODE_BATCH):
-            batch = ordered[start : start + 4 * ENCODE_BATCH]
-            counts = [len(ids) for tokenizer, _ in self._texters for ids in tokenizer(batch, truncation=True).input_ids]
-            length = min(longest, max(counts) + 2)
-            states = torch.cat(self._read([self._padded(tokenizer, batch, length) for tokenizer, _ in self._texters]), -1)
-            weights = torch.ones(len(batch), length)
-            weights[:, -1] += longest - length
-            yield states[:, 1:].flatten(0, 1), weights[:, 1:].flatten()
-
-    @torch.no_grad()
-    def end_states(self, prompts: Sequence[str], batch: int = 256) -> Tensor:
-        """The state of each prompt's end-of-text token: (N, d)."""
-        longest, out = self.pipe.tokenizer.model_max_length, []
-        for start in range(0, len(prompts), batch):
-            part = list(prompts[start : start + batch])
-            counts = [len(ids) for tokenizer, _ in self._texters for ids in tokenizer(part, truncation=True).input_ids]
-            ids = [self._padded(tokenizer, part, min(longest, max(counts))) for tokenizer, _ in self._texters]
-            ends = [(i == t.eos_token_id).int().argmax(1) for i, (t, _) in zip(ids, self._texters, strict=True)]
-            out.append(torch.cat([s[range(len(end)), end] for s, end in zip(self._read(ids), ends, strict=True)], -1))
-        return torch.cat(out)
-
-    @staticmethod
-    def _padded(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
-        """Token ids (N, length) with the tokenizer's own padding: SDXL's two pad differently."""
-        return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-
-    def _read(self, ids: list[Tensor]) -> list[Tensor]:
-        """Each encoder's states (N, L, .) of its ids, as the pipeline hands them to the UNet (SDXL: last layer but one)."""
-        if self.kind != "sdxl":
-            with self._lean():
-                return [self.pipe.text_encoder(ids[0].to(self.device))[0].float().cpu()]
-        return [encoder(i.to(self.device), output_hidden_states=True).hidden_states[-2].float().cpu()
-                for i, (_, encoder) in zip(ids, self._texters, strict=True)]  # fmt: skip
-
-    def _lean(self) -> AbstractContextManager[None]:
-        # SDXL's states are taken one layer before the last, so there every layer counts
-        return nullcontext() if self.kind == "sdxl" else without_idle_layers(self.pipe.text_encoder)
-
-    def _ids(self, prompt: str) -> list[int]:
-        tokenizer, longest = self.pipe.tokenizer, self.pipe.tokenizer.model_max_length
-        ids = tokenizer(prompt, padding="max_length", max_length=longest).input_ids
-        if len(ids) > longest:
-            raise ErasureError(
-                f'"{prompt[:60]}..." has {len(ids) - 2} tokens and the text encoder reads {longest - 2}: shorten it.'
-            )
-        return ids
-
-    def phrase_ids(self, phrase: str) -> list[int]:
-        return self.pipe.tokenizer(phrase, add_special_tokens=False).input_ids
-
-    def vocabulary(self) -> list[str]:
-        """Whole words of the tokenizer, commonest first: alphabetic, three letters or more."""
-        words = [(i, t[:-4]) for t, i in self.pipe.tokenizer.get_vocab().items() if t.endswith("</w>")]
-        return [w for _, w in sorted(words) if len(w) >= 3 and w.isascii() and w.isalpha()]
-
-    def encoder_hash(self) -> str:
-        digest = hashlib.sha256()
-        for tokenizer, encoder in self._texters:
-            digest.update(f"{len(tokenizer)} {tokenizer.pad_token_id}".encode())
-            for name, p in encoder.state_dict().items():
-                digest.update(name.encode())
-                flat = p.detach().flatten()
-                digest.update(flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:24]
 
     # weights
 
@@ -207,7 +103,7 @@ class DiffusersBackend:
             yield
 
     @contextmanager
-    def training(self, deltas: Mapping[str, Tensor], config: AlignmentConfig) -> Iterator[PeftStudent]:
+    def training(self, deltas: Mapping[str, Tensor], config: AdapterSettings) -> Iterator[PeftStudent]:
         """A student: base + ``deltas`` + a fresh LoRA of peft's. On leaving, the UNet is as it was.
 
         Raises:
@@ -270,6 +166,26 @@ class DiffusersBackend:
         """Start noise (N, 4, h, w): a seed gives the same in any batch."""
         h = self.side // self.pipe.vae_scale_factor
         return torch.stack([torch.randn(4, h, h, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def alphas(self) -> Tensor:
+        """Cumulative products of the noise schedule, (1000,)."""
+        return self.scheduler.alphas_cumprod.float().cpu()
+
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, batch: int = 4) -> Tensor:
+        """What sampling ends with, one for each (prompt, seed): (N, 4, h, w) in the UNet's scale, without noise."""
+        parts = [slice(i, i + batch) for i in range(0, len(prompts), batch)]
+        return torch.cat(
+            [self._call(list(prompts[p]), self.noise(seeds[p]), steps, guidance, "latent").float().cpu() for p in parts]
+        )
+
+    @torch.no_grad()
+    def encode_pictures(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1], brought to the model's size, as latents (N, 4, h, w) in the UNet's scale."""
+        vae = self.pipe.vae
+        sized = torch.nn.functional.interpolate(images.float(), (self.side, self.side), mode="bilinear", antialias=True)
+        out = vae.encode((2 * sized - 1).to(self.device, vae.dtype))
+        z = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+        return (z * vae.config.scaling_factor).float().cpu()
 
     def trajectories(self, prompt: str, count: int, steps: int, guidance: float, seed: int) -> Trajectories:
         """Latents before every denoising step of ``count`` runs: what z_t is drawn from."""

@@ -8,9 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..core.adapters import Factors
-from ..core.alignment import AlignmentConfig, Student, Trajectories
+from ..core.adapters import AdapterSettings, Factors
+from ..core.alignment import Trajectories
 from ..core.spans import TextStates
+from ..core.suppression import AttendingStudent
 
 
 class Backend(Protocol):
@@ -37,11 +38,20 @@ class Backend(Protocol):
     def adapted(self, factors: Factors) -> AbstractContextManager[None]:
         """Inside, the model computes with weight + up @ down."""
 
-    def training(self, deltas: Mapping[str, Tensor], config: AlignmentConfig) -> AbstractContextManager[Student]:
+    def training(self, deltas: Mapping[str, Tensor], config: AdapterSettings) -> AbstractContextManager[AttendingStudent]:
         """A student with ``deltas`` and fresh adapters; the teacher is the original."""
 
     def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
         """eps(z_t, t, text): (B, 4, h, w), for eps- and v-models alike."""
+
+    def alphas(self) -> Tensor:
+        """Cumulative products of the noise schedule, (1000,)."""
+
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+        """What sampling ends with, one for each (prompt, seed): (N, 4, h, w) in the UNet's scale, without noise."""
+
+    def encode_pictures(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] as latents (N, 4, h, w) in the UNet's scale."""
 
     def trajectories(self, prompt: str, count: int, steps: int, guidance: float, seed: int) -> Trajectories:
         """Latents at every step of ``count`` sampling runs."""

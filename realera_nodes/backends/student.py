@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.adapters import Factors, initial_factors
-from ..core.alignment import AlignmentConfig
+from ..core.adapters import AdapterSettings, Factors, initial_factors
+from ..core.attention import AttentionMaps, AttentionProbe, cross_attentions
 from ..core.spans import TextStates
 
 ADAPTER = "erasure"
@@ -19,7 +19,7 @@ ADAPTER = "erasure"
 class PeftStudent:
     """The network inside ``DiffusersBackend.training``: student by default, teacher inside ``teacher()``."""
 
-    def __init__(self, backend: Any, originals: Mapping[str, nn.Parameter], config: AlignmentConfig):
+    def __init__(self, backend: Any, originals: Mapping[str, nn.Parameter], config: AdapterSettings):
         self.backend, self.original, self.scale = backend, dict(originals), config.scale
         unet = backend.unet
         self.layers = {n: m for n, m in unet.named_modules() if hasattr(m, "lora_A") and ADAPTER in m.lora_A}
@@ -35,6 +35,12 @@ class PeftStudent:
         half = self.backend.unet.dtype != torch.float32
         with torch.autocast(self.backend.device.type, dtype=self.backend.unet.dtype, enabled=half):
             return self.backend.predict_noise(z, t, text)
+
+    def attention(self, z: Tensor, t: Tensor, text: TextStates, columns: Tensor | None = None) -> AttentionMaps:
+        """Probabilities of all text attention layers, (B, heads, pixels, tokens) by layer (core.suppression)."""
+        with AttentionProbe(cross_attentions(self.backend.unet)) as probe:
+            self.predict_noise(z, t, text)
+            return probe.probabilities(columns)
 
     @contextmanager
     def teacher(self) -> Iterator[None]:

@@ -12,8 +12,11 @@ from typer.core import TyperCommand
 
 from ..core.concepts import Concept, Preserved
 from ..core.errors import ErasureError
+from ..core.refinement import RefinementConfig
+from ..core.suppression import SuppressionConfig
 from ..erasure import ErasureConfig
-from ..settings import concepts_from, config_from, read_toml, with_settings
+from ..mass import METHODS, MassConfig
+from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
 from .common import console, friendly, progress_bars
 
 CheckpointArg = Annotated[
@@ -26,9 +29,10 @@ PreserveOpt = Annotated[
     list[str], typer.Option("--preserve", "-p", help="Concepts that must stay: --preserve bird 'ice cream' ship.")
 ]
 ConfigOpt = Annotated[
-    Path | None, typer.Option("--config", help="TOML with [[concepts]], [neighbors], [closed_form], [alignment].")
+    Path | None, typer.Option("--config", help="TOML with [[concepts]] and the method's sections, such as [neighbors].")
 ]
 SetOpt = Annotated[list[str], typer.Option("--set", help="One setting, such as neighbors.m=20 or alignment.lr=3e-5; repeat.")]
+MethodOpt = Annotated[str, typer.Option(help="realera, " + ", ".join(METHODS) + ".")]
 OutOpt = Annotated[Path, typer.Option("--out", help="Folder to write to; made if missing.")]
 
 
@@ -46,6 +50,12 @@ def concepts_of(
     for concept in concepts_from(table.get("concepts", [])):
         concepts.append(replace(concept, preserve=concept.preserve + kept) if kept else concept)
     return tuple(concepts)
+
+
+def mass_config(method: str, concepts: tuple[Concept, ...]) -> MassConfig:
+    """A mass method with its paper's settings for the concepts' kind; of several kinds, the first one's."""
+    kind = concepts[0].kind if concepts else "object"
+    return MassConfig(method, refinement=RefinementConfig.for_kind(kind), suppression=SuppressionConfig.for_kind(kind))
 
 
 def run_job(job: Any, dry_run: bool) -> None:
@@ -83,6 +93,7 @@ def make_command(closed_form: bool, alignment: bool, title: str):
         residue: Annotated[list[str], typer.Option(help="Phrases that evoke the concept, for the report only.")] = [],  # noqa: B006
         config: ConfigOpt = None,
         settings: SetOpt = [],  # noqa: B006
+        method: MethodOpt = "realera",
         neighbors: Annotated[bool, typer.Option(help="Mine and erase neighbors (Table 3, C).")] = True,
         beyond: Annotated[bool, typer.Option(help="Keep beyond-concept samples (Table 3, D).")] = True,
         pictures: Annotated[int, typer.Option(help="Pictures per prompt in the report.")] = 4,
@@ -102,12 +113,19 @@ def make_command(closed_form: bool, alignment: bool, title: str):
 
         with friendly():
             table = read_toml(config) if config else {}
+            concepts = concepts_of(concept, anchor, kind, preserve, table)
             base = ErasureConfig(closed_form_on=closed_form, alignment_on=alignment, neighbors_on=neighbors, beyond_on=beyond)
-            chosen = with_settings(config_from(table, base), settings)
+            mass = None
+            if method != "realera":
+                if not (closed_form and alignment and neighbors and beyond):
+                    raise ErasureError(f"{method} has no such parts: use erase without --no-neighbors and --no-beyond.")
+                mass = with_settings(config_from(table, mass_config(method, concepts)), settings)
+            else:
+                base = with_settings(config_from(table, base), settings)
             job = Job(
-                checkpoint, concepts_of(concept, anchor, kind, preserve, table), out, chosen, tuple(residue), pictures=pictures,
-                sampling_steps=sampling_steps, guidance=guidance, seed=seed, size=size, prediction=prediction, device=device,
-                save_checkpoint=checkpoint_file, overwrite=overwrite,
+                checkpoint, concepts, out, base, tuple(residue), pictures=pictures, sampling_steps=sampling_steps,
+                guidance=guidance, seed=seed, size=size, prediction=prediction, device=device, mass=mass,
+                save_checkpoint=checkpoint_file, overwrite=overwrite, retained=retained_from(table.get("retain", ())),
             )  # fmt: skip
             run_job(job, dry_run)
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from ..core.concepts import Concept
+from ..erasure import ErasureConfig
 from ..settings import config_from, read_toml, with_settings
 from .common import console, friendly, progress_bars
 from .erase import CheckpointArg, ConfigOpt, KindOpt, SetOpt
@@ -34,7 +35,7 @@ def mine(
         from ..job import open_source
         from ..neighborhood import draw_map, survey
 
-        chosen = with_settings(config_from(read_toml(config) if config else {}), settings)
+        chosen = with_settings(config_from(read_toml(config) if config else {}, ErasureConfig()), settings)
         target = Concept(concept, anchor, kind)
         if plot:
             check_target(plot, overwrite)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.concepts import Concept, same
+from ..mining import Mined
 
 GROUPS = ("concept", "synonym", "associated", "preserved", "unrelated")
 UNRELATED = ("a bowl of fruit", "a castle on a hill", "a red umbrella", "a wooden chair", "a cup of coffee", "a mountain lake")
@@ -13,21 +14,51 @@ UNRELATED = ("a bowl of fruit", "a castle on a hill", "a red umbrella", "a woode
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt of the report; ``expected`` is what a classifier should see in it under the original model."""
+    """A prompt of the report.
+
+    Attributes:
+        label: the phrase that stands last in ``prompt``
+        expected: what a classifier should see in it under the original model
+        anchor: what the phrase is to become; None where it is to stay
+    """
 
     group: str
     label: str
     prompt: str
     expected: str | None = None
+    anchor: str | None = None
+
+    @property
+    def anchor_prompt(self) -> str:
+        """The prompt with the anchor in the phrase's place."""
+        before, _, after = self.prompt.rpartition(self.label)
+        return f"{before}{self.anchor}{after}"
 
 
-def general_probes(concepts: Sequence[Concept], residue: Sequence[str] = (), named: Sequence[str] = ()) -> list[Probe]:
-    """Probes for any checkpoint: the user's residue phrases, then the mined words, stand for what evokes the concept."""
+def strongest_words(concepts: Sequence[Concept], mined: Mined, count: int = 4) -> dict[str, str]:
+    """Mined words with their anchors, strongest first, about ``count`` in all, some of each concept."""
+    each = max(1, count // len(concepts))
+    words: dict[str, str] = {}
+    for c in concepts:
+        for w in mined.near_of(c.phrase)[:each]:
+            words.setdefault(w.word, c.anchor)  # a word that two concepts share goes where the first one does
+    return words
+
+
+def general_probes(
+    concepts: Sequence[Concept], residue: Sequence[str] = (), named: Mapping[str, str] | None = None
+) -> list[Probe]:  # fmt: skip
+    """Probes for any checkpoint: the user's residue phrases, then mined words, stand for what evokes the concept.
+
+    ``named``: word -> anchor. Phrases of ``residue`` are taken to belong to the first concept.
+    """
     probes = []
     for c in concepts:
-        probes += [Probe("concept" if p == c.phrase else "synonym", p, c.prompts[0].format(p)) for p in c.phrases]
+        for p in c.phrases:
+            probes.append(Probe("concept" if p == c.phrase else "synonym", p, c.prompts[0].format(p), anchor=c.anchor))
     template = concepts[0].prompts[0]
-    probes += [Probe("associated", p, template.format(p)) for p in dict.fromkeys([*residue, *named])]
+    evoking = dict.fromkeys(residue, concepts[0].anchor) | dict(named or {})
+    probes += [Probe("associated", p, template.format(p), anchor=anchor) for p, anchor in evoking.items()]
     for c in concepts:
         probes += [Probe("preserved", k.phrase, c.prompts[0].format(k.phrase)) for k in c.preserve]
     return probes + [Probe("unrelated", u, f"a photo of {u}") for u in UNRELATED]
@@ -43,11 +74,11 @@ def demo_probes(concepts: Sequence[Concept], unrelated: int = 4) -> list[Probe]:
     for c in concepts:
         demo = known.get(c.phrase)
         if demo is None:
-            probes += [Probe("concept", c.phrase, c.prompts[0].format(c.phrase))]
+            probes += [Probe("concept", c.phrase, c.prompts[0].format(c.phrase), anchor=c.anchor)]
             continue
-        probes.append(Probe("concept", demo.name, prompt_of(demo, demo.name), demo.name))
-        probes += [Probe("synonym", p, prompt_of(demo, p), demo.name) for p in demo.synonyms]
-        probes += [Probe("associated", p, prompt_of(demo, p), demo.name) for p in demo.associated]
+        probes.append(Probe("concept", demo.name, prompt_of(demo, demo.name), demo.name, c.anchor))
+        probes += [Probe("synonym", p, prompt_of(demo, p), demo.name, c.anchor) for p in demo.synonyms]
+        probes += [Probe("associated", p, prompt_of(demo, p), demo.name, c.anchor) for p in demo.associated]
     for c in concepts:
         for k in c.preserve:
             demo = known.get(k.phrase)

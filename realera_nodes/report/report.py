@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.metrics import drift, h_o
+from ..core.metrics import drift, h_o, residue
+from ..core.spans import make_pair
 from ..formats.atomic import atomic_file
 from .grid import before_after
 from .probes import GROUPS, Probe
@@ -69,21 +70,49 @@ def picture_change(probes: Sequence[Probe], before: Outcome, after: Outcome) -> 
     return result
 
 
-def value_drift(backend: Any, probes: Sequence[Probe], deltas: dict[str, Tensor]) -> dict[str, float]:
+def value_drift(backend: Any, probes: Sequence[Probe], deltas: Mapping[str, Tensor]) -> dict[str, float]:
     """Relative change of what W_V makes of each group's prompts, mean over layers and tokens."""
-    projections = backend.projections()
-    names = [n for n in deltas if n.endswith("to_v")] or list(deltas)
-    result = {}
+    rows = {}
     for group in GROUPS:
         prompts = [p.prompt for p in probes if p.group == group]
-        if prompts and names:
-            rows = backend.encode(prompts).states[:, 1:]
-            changes = []
-            for n in names:
-                w = projections[n].cpu().float()
-                changes.append(drift(rows @ (w + deltas[n].cpu().float()).T, rows @ w.T))
-            result[group] = float(torch.stack([c.mean() for c in changes]).mean())
-    return result
+        if prompts:
+            rows[group] = backend.encode(prompts).states[:, 1:]
+    changes: dict[str, list[Tensor]] = {group: [] for group in rows}
+    for w, delta in _layers(backend, deltas):
+        for group, x in rows.items():
+            changes[group].append(drift(x @ (w + delta), x @ w).mean())
+    return {group: float(torch.stack(c).mean()) for group, c in changes.items() if c}
+
+
+def embedding_residue(backend: Any, probes: Sequence[Probe], deltas: Mapping[str, Tensor]) -> dict[str, float]:
+    """How much of what should go is left in what W_V makes of prompts, for each group that has anchors.
+
+    With rows e of a prompt from its phrase's first token on, and e* those of the same prompt with the anchor, aligned:
+
+        residue = mean over layers and prompts of ||(W0 + delta) e - W0 e*|| / ||W0 e - W0 e*||   (Frobenius norms over rows)
+
+    1 before an edit, 0 where the phrase has become its anchor; above 1 it has moved elsewhere. An edit's neighbors and
+    prior keep it above 0. The noise alignment aims at predictions, not at values: it may erase and leave this as it is.
+    """
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for p in probes:
+        if p.anchor is not None:
+            pair = make_pair(p.prompt, p.anchor_prompt, p.label, p.anchor, backend.encode, backend.phrase_ids)
+            pairs.setdefault(p.group, []).append(pair.rows)
+    left: dict[str, list[Tensor]] = {group: [] for group in pairs}
+    for w, delta in _layers(backend, deltas):
+        for group, rows in pairs.items():
+            for e, target in rows:
+                base, anchor = (e @ w).flatten(), (target @ w).flatten()
+                left[group].append(residue(base + (e @ delta).flatten(), base, anchor))
+    return {group: float(torch.stack(r).mean()) for group, r in left.items() if r}
+
+
+def _layers(backend: Any, deltas: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(W0, delta), transposed, float32 on the CPU, of each edited W_V, or W_K where no W_V is edited; one layer at a time."""
+    projections = backend.projections()
+    for name in [n for n in deltas if n.endswith("to_v")] or list(deltas):
+        yield projections[name].cpu().float().T, deltas[name].cpu().float().T
 
 
 def write_report(
@@ -129,9 +158,11 @@ def markdown(title: str, table: dict[str, Any]) -> str:
             "Acc_e, Acc_g and residue (the concept, its synonyms, its associated phrases) should fall, Acc_s should stay.",
             "",
         ]
-    lines += ["| prompts | pixel change (RMS) | value drift |", "|---|---|---|"]
+    lines += ["| prompts | pixel change (RMS) | value drift | embedding residue |", "|---|---|---|---|"]
     for group, change in table["picture_change"].items():
-        lines.append(f"| {group} | {change:.3f} | {table.get('value_drift', {}).get(group, float('nan')):.3f} |")
+        numbers = (table.get(key, {}).get(group) for key in ("value_drift", "embedding_residue"))
+        lines.append(f"| {group} | {change:.3f} | " + " | ".join("-" if n is None else f"{n:.3f}" for n in numbers) + " |")
+    lines += ["", "Drift: how far W_V's output moves. Residue: how much of its way to the anchor's is left, 1 before the edit."]
     for concept, words in table.get("named_neighbors", {}).items():
         lines += ["", f"Words that go with **{concept}**: " + (", ".join(words) or "none found") + "."]
     if table.get("files"):

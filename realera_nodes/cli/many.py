@@ -1,0 +1,91 @@
+"""erase-many: a list or a preset of concepts by MACE or realera-mass, resumable, in as many processes as are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.concepts import Preserved
+from ..core.errors import ErasureError
+from ..mass import METHODS
+from ..parallel import EXECUTORS
+from ..presets import load_preset, preset_names
+from ..presets.settings import preset_config
+from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
+from .common import console, friendly
+from .erase import CheckpointArg, OutOpt, SetOpt, mass_config, run_job
+
+ListArg = Annotated[
+    Path | None, typer.Argument(metavar="[LIST.toml]", help="[[concepts]], retain = [...], and the method's sections.")
+]
+
+
+def erase_many_command(
+    checkpoint: CheckpointArg,
+    out: OutOpt,
+    concepts_file: ListArg = None,
+    preset: Annotated[str | None, typer.Option(help="One of the papers' sets: see the command presets.")] = None,
+    method: Annotated[str, typer.Option(help=", ".join(METHODS) + ".")] = METHODS[0],
+    settings: SetOpt = [],  # noqa: B006
+    jobs: Annotated[int, typer.Option(help="Concepts that are trained at a time.")] = 1,
+    executor: Annotated[str, typer.Option(help=" or ".join(EXECUTORS) + ": where they are trained.")] = EXECUTORS[0],
+    pictures: Annotated[int, typer.Option(help="Pictures per prompt in the report.")] = 2,
+    sampling_steps: Annotated[int, typer.Option(help="Denoising steps of the report's pictures.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the report's pictures.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="First seed of the report's pictures.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels; the model's own if not given.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, where a file does not say.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if torch sees one.")] = None,
+    checkpoint_file: Annotated[
+        bool, typer.Option("--save-checkpoint/--no-save-checkpoint", help="Write the whole model.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier run.")] = False,
+) -> None:
+    """Erase many concepts at once (MACE). A stopped run goes on: finished concepts are not trained again."""
+    from ..job import Job, prepare
+    from ..parallel import shelf_of, train_all
+
+    with friendly():
+        if (preset is None) == (concepts_file is None):
+            raise ErasureError(f"give either a LIST.toml or --preset: {', '.join(preset_names())}.")
+        if preset is not None:
+            chosen = load_preset(preset)
+            concepts, retained = chosen.concepts, tuple(Preserved(p) for p in chosen.retained)
+            config, table = preset_config(chosen, method), {}
+        else:
+            assert concepts_file is not None
+            table = read_toml(concepts_file)
+            concepts, retained = tuple(concepts_from(table.get("concepts", []))), retained_from(table.get("retain", ()))
+            config = mass_config(str(table.get("method", method)), concepts)
+        config = with_settings(config_from(table, config), settings)
+        job = Job(
+            checkpoint, concepts, out, pictures=pictures, sampling_steps=sampling_steps, guidance=guidance, seed=seed,
+            size=size, prediction=prediction, device=device, save_checkpoint=checkpoint_file, overwrite=overwrite,
+            mass=config, retained=retained,
+        )  # fmt: skip
+        prepare(job)
+        if config.fusion != "none":
+            shelf = shelf_of(job)
+            there = sum(shelf.path(c).exists() for c in concepts)
+            console.print(f"{len(concepts)} concepts, {there} of them finished earlier", highlight=False)
+            train_all(job, jobs, executor, _line)
+        run_job(job, dry_run=False)
+
+
+def _line(phrase: str, done: int, total: int) -> None:
+    console.print(f"{done}/{total} {phrase}", highlight=False, soft_wrap=True)
+
+
+def presets_command() -> None:
+    """The papers' sets of concepts that --preset takes."""
+    for name in preset_names():
+        p = load_preset(name)
+        console.print(f"{name}: {p.description} ({len(p.concepts)} to erase, {len(p.retained)} to keep)",
+                      highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def register(app: typer.Typer) -> None:
+    app.command("erase-many")(erase_many_command)
+    app.command("presets")(presets_command)
