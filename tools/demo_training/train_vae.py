@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noise", type=float, default=0.05, help="standard deviation of the noise on latents")
-    parser.add_argument("--refine", action="store_true", help="go on with vae.pt, its decoder widened; latents stay near where they are")
+    parser.add_argument("--refine", action="store_true", help="go on with vae.pt, decoder widened, latents kept near")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     launch(worker, args, args.processes)
