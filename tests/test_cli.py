@@ -243,7 +243,14 @@ def test_ctrl_c_in_mid_training_leaves_no_file_and_the_state_to_go_on_from(tmp_p
                "--size", SIDE, "--device", "cpu", "--pictures", "1", "--sampling-steps", "1", "--out", out,
                "--set", "neighbors.words=0", "--set", "alignment.steps=900000"]  # fmt: skip
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(Path(__file__).parents[1])}
-    with (tmp_path / "log").open("w") as log, subprocess.Popen(list(map(str, command)), env=environment, stderr=log) as process:
+
+    def listen() -> None:  # a shell's background jobs, and what they start, ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(list(map(str, command)), env=environment, stderr=log, preexec_fn=listen) as process,
+    ):
         deadline = time.monotonic() + 300
         while not list(cache.glob("realera-nodes/training/*.safetensors")):
             assert process.poll() is None, (tmp_path / "log").read_text()
