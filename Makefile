@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 OUT ?= demo-output
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-comfyui lint clean
+.PHONY: demo test test-comfyui test-browser lint clean
 
 $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ test: $(VENV)/.ready
 
 test-comfyui: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -q -m comfyui
+
+test-browser: $(VENV)/.ready
+	$(VENV)/bin/pip install --quiet -e ".[browser]"
+	$(VENV)/bin/python -m pytest -q -m browser
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -160,6 +160,19 @@ def traces(backend: Any) -> dict[str, str]:
     }
 
 
+def import_of_the_pack() -> dict[str, str]:
+    """Processor seconds that the pack adds to the host's start, and what it imports that the host need not have."""
+    import importlib
+    import time
+
+    importlib.import_module("comfy_api.v0_0_2")
+    start = time.process_time()
+    importlib.import_module("realera_nodes.nodes")
+    seconds = time.process_time() - start
+    heavy = ("diffusers", "peft", "gradio", "accelerate", "matplotlib", "typer", "rich")
+    return {"import seconds": str(seconds), "heavy imports": ", ".join(n for n in heavy if n in sys.modules)}
+
+
 def main() -> None:
     host, kind, prediction, checkpoint, out = sys.argv[1:]
     sys.argv = ["main.py", "--cpu"]
@@ -167,12 +180,14 @@ def main() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    light = import_of_the_pack()
+    from nodes_trouble import trouble  # beside this script; "tests" is ComfyUI's own here
     from safetensors.torch import save_file
 
     with torch.inference_mode():
         backend = comfy_backend(kind, prediction, Path(checkpoint))
         found = measure(backend)
-        said = refusals(backend) | traces(backend)
+        said = refusals(backend) | traces(backend) | trouble(backend) | light
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in found.items()}, out, said)
 
 

@@ -88,7 +88,7 @@ with atomic_file(Path({str(target)!r}), {overwrite}) as f:
 def test_overwriting(tmp_path: Path, way: str) -> None:
     target = tmp_path / "a"
     target.write_bytes(b"old")
-    with pytest.raises(ErasureError, match=r"already exists: pass --overwrite"), atomic.atomic_file(target):
+    with pytest.raises(ErasureError, match=r"already exists: choose another name"), atomic.atomic_file(target):
         pass
     with atomic.atomic_file(target, overwrite=True) as f:
         f.write(b"new")
@@ -216,7 +216,7 @@ def test_overwriting_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     target = tmp_path / "pipe"
     target.mkdir()
     (target / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(ErasureError, match="already exists: pass --overwrite"), atomic.atomic_folder(target):
+    with pytest.raises(ErasureError, match="already exists: choose another name"), atomic.atomic_folder(target):
         pass
     with pytest.raises(ErasureError, match=r"holds other files and no model_index\.json"), atomic.atomic_folder(target, True):
         pass

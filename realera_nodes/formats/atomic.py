@@ -62,7 +62,7 @@ def _check_place(target: Path, overwrite: bool) -> None:
 
 
 def _exists(target: Path) -> ErasureError:
-    return ErasureError(f"{target} already exists: pass --overwrite or choose another folder.")
+    return ErasureError(f"{target} already exists: choose another name or folder, or allow overwriting (--overwrite).")
 
 
 def _not_writable(target: Path) -> str:

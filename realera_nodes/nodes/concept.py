@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.v0_0_2 import io
 
 from ..core.concepts import check_together
@@ -27,6 +29,10 @@ class ErasureConcept(io.ComfyNode):
                     tooltip="Prompts to erase under, one a line, with {} where the phrase goes. Empty: those of the kind.",
                 ),
                 Concepts.Input("concepts", optional=True, tooltip="Concepts that are erased together with this one."),
+                io.Image.Input("images", optional=True,
+                               tooltip="Pictures of the concept, for methods that train on pictures; RealEra needs none."),
+                io.Mask.Input("masks", optional=True,
+                              tooltip="Where the concept is in each picture, white on it; one mask for each picture."),
             ],
             outputs=[Concepts.Output(display_name="concepts", tooltip="The concept, after those that were put in.")],
         )  # fmt: skip
@@ -36,8 +42,16 @@ class ErasureConcept(io.ComfyNode):
         return problem(phrase, anchor, kind, aliases, preserve, templates)
 
     @classmethod
-    def execute(cls, phrase, anchor, kind, aliases, preserve, templates, concepts=()) -> io.NodeOutput:
-        together = (*concepts, concept(phrase, anchor, kind, aliases, preserve, templates))
+    def execute(
+        cls, phrase, anchor, kind, aliases, preserve, templates, concepts=(), images=None, masks=None
+    ) -> io.NodeOutput:  # fmt: skip
+        made = concept(phrase, anchor, kind, aliases, preserve, templates)
+        if images is not None or masks is not None:
+            from ..backends.comfy_output import from_image, from_mask
+
+            pictures = None if images is None else from_image(images)
+            made = replace(made, images=pictures, masks=None if masks is None else from_mask(masks, pictures))
+        together = (*concepts, made)
         check_together(together)
         return io.NodeOutput(together)
 

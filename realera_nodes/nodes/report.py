@@ -8,8 +8,8 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..job import Job
 from ..report.grid import before_after
-from ..report.probes import general_probes
-from ..report.report import draw, markdown, picture_change, value_drift
+from ..report.probes import general_probes, strongest_words
+from ..report.report import draw, embedding_residue, markdown, picture_change, value_drift
 from .inputs import CATEGORY, CLIP, CONCEPTS, NEIGHBORS, SEEDS, Concepts, Neighbors, default_of, setting, size
 from .parsing import lines
 
@@ -61,7 +61,7 @@ class ErasureReport(io.ComfyNode):
         from .stages import chosen
 
         together = chosen(concepts, neighbors)
-        probes = general_probes(together, lines(residue), neighbors.mined.words[:4] if neighbors else ())
+        probes = general_probes(together, lines(residue), strongest_words(together, neighbors.mined) if neighbors else None)
         progress, seeds = NodeProgress(cls.hidden.unique_id), [seed + i for i in range(pictures)]
         total, done = 2 * len(probes) * len(seeds), 0
 
@@ -74,9 +74,11 @@ class ErasureReport(io.ComfyNode):
             first = model_before if model_before is not None else split(model)[0]
             backends = [ComfyBackend(m, clip, vae, picture_size or None) for m in (first, model)]
             before, after = (draw(b, probes, seeds, sampling_steps, guidance, drawn) for b in backends)
-            drift = value_drift(backends[0], probes, difference(*backends))
+            deltas = difference(*backends)
+            drift, left = (measure(backends[0], probes, deltas) for measure in (value_drift, embedding_residue))
         table = {
             "before": {}, "after": {}, "picture_change": picture_change(probes, before, after), "value_drift": drift,
+            "embedding_residue": left,
             "concepts": [{"concept": c.phrase, "anchor": c.anchor} for c in together],
             "probes": [{"group": p.group, "label": p.label, "prompt": p.prompt} for p in probes],
         }  # fmt: skip

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import erasure
-from ..core.alignment import TrainState
 from ..core.concepts import Concept, check_together
 from ..core.errors import ErasureError
 from ..core.neighbors import NeighborConfig
+from ..core.training import TrainState
 from ..erasure import Erasure, ErasureConfig
 from ..mining import Mined, Progress
 

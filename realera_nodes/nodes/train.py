@@ -102,9 +102,10 @@ class TrainLora(io.ComfyNode):
 
 
 def previews(backend, prompt: str, progress, every: int, steps: int):
-    """A callback of the training's states that shows what the student draws for ``prompt``."""
+    """A callback of the training's states that shows the losses, and what the student draws for ``prompt``."""
 
     def show(state) -> None:
+        progress.losses(state.losses, steps)
         if every and (state.step % every == 0 or state.step == steps):
             progress.show(backend.preview(prompt), state.step, steps)
 

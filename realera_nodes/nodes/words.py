@@ -7,8 +7,8 @@ from typing import Any
 
 from ..erasure import Erasure
 from ..exports import EditLora
-from ..report.probes import general_probes
-from ..report.report import value_drift
+from ..report.probes import general_probes, strongest_words
+from ..report.report import embedding_residue, value_drift
 
 MEANING = {
     "concept": "the concept", "synonym": "its aliases", "associated": "words that go with it",
@@ -17,9 +17,9 @@ MEANING = {
 
 
 def damage(backend: Any, erasure: Erasure, deltas: Mapping[str, Any], lora: EditLora | None = None) -> str:
-    """Condition, rank, and how far W_V's output moves for each group of prompts."""
-    probes = general_probes(erasure.concepts, named=erasure.mined.words[:4])
-    drift = value_drift(backend, probes, dict(deltas))
+    """Condition, rank, and for each group of prompts how far W_V's output moves, and how much of its way is left."""
+    probes = general_probes(erasure.concepts, named=strongest_words(erasure.concepts, erasure.mined))
+    drift, left = (measure(backend, probes, deltas) for measure in (value_drift, embedding_residue))
     lines = ["erased: " + ", ".join(f"{c.phrase} -> {c.anchor}" for c in erasure.concepts)]
     lines.append(f"{len(deltas)} projections changed")
     if erasure.transform is not None:
@@ -29,6 +29,8 @@ def damage(backend: Any, erasure: Erasure, deltas: Mapping[str, Any], lora: Edit
         lines.append(f"as a LoRA of rank {lora.rank}{lost}")
     lines.append("values move by:")
     lines += [f"  {share:.1%} for {MEANING[group]}" for group, share in drift.items()]
+    lines.append("of their way to the anchor is left (residue):")
+    lines += [f"  {share:.1%} for {MEANING[group]}" for group, share in left.items()]
     return "\n".join(lines)
 
 

@@ -1,0 +1,92 @@
+"""The example client against a real server: an API graph queued, its progress told, its files fetched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+import pytest
+from PIL import Image
+
+import realera_nodes
+from realera_nodes.formats.metadata import inspect_file
+from tests.conftest import ComfyServer, require_comfyui, served
+
+pytestmark = pytest.mark.comfyui
+
+PACK = Path(realera_nodes.__file__).parents[1]
+CLIENT = PACK / "example_workflows" / "client.py"
+#: the example with as little work in it as it goes
+LESS = {"candidates": 4, "words": 1, "vocabulary": 64, "steps": 3, "trajectories": 1, "trajectory_steps": 2, "preview_every": 1}
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    require_comfyui()
+    pytest.importorskip("websockets", reason="NO WEBSOCKETS: pip install websockets, to run the example client")
+    base = tmp_path_factory.mktemp("comfyui-client")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "realera-nodes").symlink_to(PACK)
+    shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
+    with served(base, {"PYTHONPATH": str(base / "packages"), "XDG_CACHE_HOME": str(base / "cache")}) as server:
+        yield server
+
+
+def run(comfy: ComfyServer, graph: dict, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The client as a user starts it, with the graph in a file."""
+    (folder / "graph.json").write_text(json.dumps(graph))
+    command = [
+        sys.executable,
+        str(CLIENT),
+        str(folder / "graph.json"),
+        comfy.url.removeprefix("http://"),
+        str(folder / "results"),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def graph() -> dict:
+    graph = json.loads((PACK / "example_workflows" / "api" / "2_erase_person_save_lora.json").read_text())
+    for part in graph.values():
+        part["inputs"] |= {k: v for k, v in LESS.items() if k in part["inputs"]}
+    return graph
+
+
+def test_progress_is_told_and_files_arrive(comfy, graph, tmp_path) -> None:
+    done = run(comfy, graph, tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.replace("\r", "\n").splitlines()
+    for name in ("model", "neighbors", "train", "lora", "erased pictures"):
+        assert f"{name} ({graph[name]['class_type']})" in told
+    assert "train: 3/3" in [line.strip() for line in told]
+    assert "erased sampler: 3/3" in [line.strip() for line in told]
+    results = tmp_path / "results"
+    assert {str(p) for p in results.iterdir()} <= set(told)
+    found = inspect_file(results / "person_00001_.safetensors")
+    assert (found["kind"], found["erasure"]["concepts"]) == ("LoRA", ("Mira Voss",))
+    pictures = [Image.open(p) for p in sorted(results.glob("erased_*.png"))]
+    assert [p.size for p in pictures] == [(64, 64)] * 4
+    again = run(comfy, graph, tmp_path)  # all from the server's cache
+    assert again.returncode == 0, again.stderr
+    assert "train" not in again.stdout
+
+
+def test_a_refused_graph_and_a_failing_one_are_told(comfy, graph, tmp_path) -> None:
+    graph["concept"]["inputs"]["anchor"] = ""
+    refused = run(comfy, graph, tmp_path)
+    assert refused.returncode == 1
+    assert "refused" in refused.stderr
+    assert "write what it should become" in refused.stderr
+    graph["concept"]["inputs"]["anchor"] = "person"
+    graph["train"]["inputs"]["targets"] = "attn7.to_k"
+    failed = run(comfy, graph, tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("\ntrain: ")
+    assert "choose other targets" in failed.stderr
+    assert not (tmp_path / "results").exists()
