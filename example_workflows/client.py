@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 graph = json.loads(Path(sys.argv[1]).read_text())
 server = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1:8188"
 folder = Path(sys.argv[3] if len(sys.argv) > 3 else "results")
-client, me = httpx.Client(base_url=f"http://{server}", timeout=60), str(uuid.uuid4())
+client, me = httpx.Client(base_url=f"http://{server}", timeout=300), str(uuid.uuid4())
 
 with connect(f"ws://{server}/ws?clientId={me}", max_size=None) as events:  # before queueing, so that nothing is missed
     answer = client.post("/prompt", json={"prompt": graph, "client_id": me}).json()

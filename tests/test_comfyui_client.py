@@ -22,7 +22,7 @@ pytestmark = pytest.mark.comfyui
 PACK = Path(realera_nodes.__file__).parents[1]
 CLIENT = PACK / "example_workflows" / "client.py"
 #: the example with as little work in it as it goes
-LESS = {"candidates": 4, "words": 1, "vocabulary": 64, "steps": 3, "trajectories": 1, "trajectory_steps": 2, "preview_every": 1}
+LESS = {"candidates": 4, "words": 1, "vocabulary": 64, "prior": 0.0, "steps": 3, "preview_every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def run(comfy: ComfyServer, graph: dict, folder: Path) -> subprocess.CompletedPr
         comfy.url.removeprefix("http://"),
         str(folder / "results"),
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_progress_is_told_and_files_arrive(comfy, graph, tmp_path) -> None:
     done = run(comfy, graph, tmp_path)
     assert done.returncode == 0, done.stderr
     told = done.stdout.replace("\r", "\n").splitlines()
-    for name in ("model", "neighbors", "train", "lora", "erased pictures"):
+    for name in ("model", "erase", "lora", "erased pictures"):
         assert f"{name} ({graph[name]['class_type']})" in told
-    assert "train: 3/3" in [line.strip() for line in told]
+    assert "erase: 3/3" in [line.strip() for line in told]
     assert "erased sampler: 3/3" in [line.strip() for line in told]
     results = tmp_path / "results"
     assert {str(p) for p in results.iterdir()} <= set(told)
@@ -74,19 +74,18 @@ def test_progress_is_told_and_files_arrive(comfy, graph, tmp_path) -> None:
     assert [p.size for p in pictures] == [(64, 64)] * 4
     again = run(comfy, graph, tmp_path)  # all from the server's cache
     assert again.returncode == 0, again.stderr
-    assert "train" not in again.stdout
+    assert "erase (" not in again.stdout
 
 
 def test_a_refused_graph_and_a_failing_one_are_told(comfy, graph, tmp_path) -> None:
-    graph["concept"]["inputs"]["anchor"] = ""
+    graph["erase"]["inputs"]["anchor"] = ""
     refused = run(comfy, graph, tmp_path)
     assert refused.returncode == 1
     assert "refused" in refused.stderr
     assert "write what it should become" in refused.stderr
-    graph["concept"]["inputs"]["anchor"] = "person"
-    graph["train"]["inputs"]["targets"] = "attn7.to_k"
+    graph["erase"]["inputs"] |= {"anchor": "person", "phrase": "embedding:easynegative"}
     failed = run(comfy, graph, tmp_path)
     assert failed.returncode == 1
-    assert failed.stderr.startswith("\ntrain: ")
-    assert "choose other targets" in failed.stderr
+    assert failed.stderr.startswith("\nerase: ")
+    assert "textual inversion" in failed.stderr
     assert not (tmp_path / "results").exists()

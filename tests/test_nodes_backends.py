@@ -35,7 +35,7 @@ def answers(request, tmp_path_factory) -> tuple[dict[str, torch.Tensor], dict[st
     command = [str(python), "-O", str(script), str(root), request.param, PREDICTIONS[request.param],
                str(tiny_files(request.param)[1]), str(out)]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(folder / "packages"), "XDG_CACHE_HOME": str(folder)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     backend = tiny_backend(request.param)
     kept, cache = backend.noise, os.environ.get("XDG_CACHE_HOME")
