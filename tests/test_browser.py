@@ -5,7 +5,7 @@ Environment:
     COMFYUI_FRONTEND     a folder with another frontend to test with, such as ``comfyui_frontend_package/static`` of
                          ``pip download --no-deps comfyui-frontend-package``; without it the server's own
     COMFYUI_NODES_2      1: nodes rendered by Vue (newer frontends' "Nodes 2.0") instead of on the canvas
-    REALERA_SCREENSHOTS  1: run the example at its full settings (minutes) and write docs/images/comfyui-*.png
+    REALERA_SCREENSHOTS  1: run the example with its own settings (minutes) and write docs/images/comfyui-*.png
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def page(comfy: ComfyServer) -> Iterator[ComfyPage]:
         page.open()
         page.setting("Comfy.VueNodes.Enabled", os.environ.get("COMFYUI_NODES_2") == "1")
         page.load(json.loads(EXAMPLE.read_text()))
-        if not SCREENSHOTS:
-            page.set(SMALL)
+        page.set({REPORT: {"pictures": 2}} if SCREENSHOTS else SMALL)
         yield page
 
 

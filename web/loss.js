@@ -5,9 +5,12 @@ import { html, placeTip, svg, within } from "./elements.js";
 const EDGE = { left: 46, right: 12, top: 12, bottom: 24 };
 const MOST = 2000; // points of a line; longer trainings are drawn as means of neighbors
 
-/** Running mean over the last twentieth of the steps, 5 at least: odd and even steps have different losses. */
+/** Steps of a running mean: a tenth of them, 5 at least, as losses of odd and even steps differ. */
+const spanOf = (losses) => Math.max(5, Math.floor(losses.length / 10));
+
+/** Running mean of losses. */
 export function smooth(losses) {
-  const span = Math.max(5, Math.round(losses.length / 20));
+  const span = spanOf(losses);
   let sum = 0;
   return losses.map((loss, i) => {
     sum += loss - (i >= span ? losses[i - span] : 0);
@@ -114,7 +117,7 @@ export function lossCurve() {
 
   const between = () => {
     const curve = smooth(losses);
-    const start = curve[Math.min(curve.length, Math.max(5, Math.round(losses.length / 20))) - 1];
+    const start = curve[Math.min(curve.length, spanOf(losses)) - 1];
     return `loss ${short(start)} → ${short(curve[curve.length - 1])}`;
   };
 

@@ -72,12 +72,9 @@ function nameTags(placed, width, height) {
   const texts = svg("g", {});
   spots.forEach((spot, i) => {
     if (!spot) return;
-    const { box, ring } = spot;
+    const { box, line } = spot;
     const p = named[i];
-    if (ring > 9) {
-      const [x, y] = [Math.min(Math.max(p.px, box.left), box.right), Math.min(Math.max(p.py, box.top), box.bottom)];
-      lines.append(svg("line", { x1: p.px, y1: p.py, x2: x, y2: y }));
-    }
+    if (line) lines.append(svg("line", line));
     const at = { x: box.left + 1, y: box.bottom - 3, "font-size": labels[i].size, "font-weight": labels[i].weight };
     texts.append(svg("text", { ...at, class: `realera-label realera-${p.role}` }, p.name));
   });
