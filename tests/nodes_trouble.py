@@ -99,6 +99,13 @@ def upstream(backend: Any) -> dict[str, Any]:
     return found
 
 
+def rest() -> None:
+    """Unloads all models: while one is loaded, the host holds its patches in the weights that all clones share."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+
+
 def concept() -> Any:
     from realera_nodes.core.concepts import Concept, Preserved
 
@@ -114,6 +121,7 @@ def broken(backend: Any, nodes: dict[str, Any]) -> dict[str, str]:
         "ClosedForm": given | {"concepts": (concept(),)}, "Erase": given | words,
         "Report": given | {"concepts": (concept(),), "vae": object()},
     }  # fmt: skip
+    rest()
     net, found = backend.patcher.model.diffusion_model, {}
     places = {"attention": next(p for n, p in net.named_parameters() if n.endswith("attn2.to_v.weight")),
               "elsewhere": net.input_blocks[0][0].weight}  # fmt: skip
@@ -133,6 +141,7 @@ def memory(backend: Any, nodes: dict[str, Any]) -> dict[str, Any]:
 
     from realera_nodes.backends.comfy_student import HookStudent
 
+    rest()
     before = {key: value.clone() for key, value in backend.patcher.model.state_dict().items()}
     predict, empty = HookStudent.predict_noise, comfy.model_management.soft_empty_cache
     large: list[weakref.ref] = []
@@ -166,6 +175,7 @@ def memory(backend: Any, nodes: dict[str, Any]) -> dict[str, Any]:
             found[f"{name} calls"], found[f"{name} freed"] = calls[0], freed[-1]
     finally:
         HookStudent.predict_noise, comfy.model_management.soft_empty_cache = predict, empty  # type: ignore[method-assign]
+    rest()
     net = backend.patcher.model
     found["hooks"] = sum(len(m._forward_hooks) for m in net.modules())
     found["changed"] = sum(not torch.equal(net.state_dict()[key], value) for key, value in before.items())

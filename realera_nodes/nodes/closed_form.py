@@ -83,8 +83,8 @@ class ClosedForm(io.ComfyNode):
             if neighbors:
                 require_same(neighbors, backend)
             mined = neighbors.mined if neighbors else Mined()
+            weights = effective(backend)  # damaged ones are named before the work
             erasure = edit(backend, together, mined, config, NodeProgress(cls.hidden.unique_id))
-            weights = effective(backend)
             deltas = erasure.deltas(weights)
             lora = edit_lora(erasure, weights, weights.__getitem__)
             record = record_of(erasure)
