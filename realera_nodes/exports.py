@@ -86,6 +86,7 @@ def metadata_of(erasure: Erasure | MassErasure, checkpoint: Checkpoint, sha256: 
         config=as_table(erasure.config),
         base_sha256=sha256,
         base_name=checkpoint.path.name,
+        kinds=tuple(c.kind for c in erasure.concepts),
     )
 
 

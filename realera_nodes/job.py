@@ -15,13 +15,14 @@ from .erasure import Erasure, ErasureConfig, erase
 from .exports import MAX_RANK, edit_lora, export_checkpoint, export_lora, method_name, whole_lora
 from .formats.atomic import require_space
 from .formats.checkpoint import Checkpoint, open_checkpoint
-from .mass import MassConfig, MassErasure, check_mass, erase_many
+from .mass import MassErasure, check_mass, erase_many
+from .mass_config import MassConfig
 from .mining import Progress, silent
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
 from .report.report import Scorer, draw, embedding_residue, score, value_drift, write_report
 from .resume import EVERY, load_state, save_state, state_path
 from .settings import as_table
-from .shelf import FolderShelf
+from .shelf import Base, FolderShelf
 
 DEMO = "demo"
 
@@ -189,7 +190,7 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
 def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress) -> Erasure | MassErasure:
     """The job's method, from where an earlier run of it stopped."""
     if job.mass:
-        shelf = FolderShelf.of(job.concepts, job.retained, job.mass, source.checkpoint, sha256)
+        shelf = FolderShelf.of(job.concepts, job.retained, job.mass, Base.of(source.checkpoint, sha256))
         return erase_many(backend, job.concepts, job.mass, job.retained, progress, shelf)
     kept = state_path(job, sha256)
 

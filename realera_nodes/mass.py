@@ -8,63 +8,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .core.adapters import Factors, merged
-from .core.alignment import AlignmentConfig
-from .core.closed_form import Grams, LowRank, Transform, solve
+from .core.closed_form import LowRank, Transform
 from .core.concepts import Concept, Preserved, check_together, same
 from .core.errors import ErasureError
-from .core.fusion import Fusion, concept_gram, naive_sum
-from .core.neighbors import NeighborConfig, sample_neighbors
-from .core.refinement import RefinementConfig, add_priors, context_rows, in_batches, refine_pairs, retained_gram
-from .core.spans import ErasurePair
-from .core.suppression import SuppressionConfig, concept_pictures, suppress
-from .core.templates import CONTEXTS
+from .core.fusion import naive_sum
 from .core.training import TrainState
-from .erasure import ErasureConfig, align, make_pairs, mine, trajectories
-from .mining import Mined, Progress, prior_gram, silent
-
-METHODS = ("mace", "realera-mass")
-FUSIONS = ("closed-form", "sum", "none")
-
-
-@dataclass(frozen=True)
-class MassConfig:
-    """Everything a mass erasure is told beside its concepts.
-
-    Attributes:
-        method: "mace", or "realera-mass": neighbors join the refinement, and noise alignment trains the LoRAs
-        refine: do the closed-form refinement
-        fusion: "closed-form" (Eq. 7), "sum" (Eq. 6, the ablation), or "none": no LoRA is trained, the refinement is all
-        suppression: of "mace"; alignment, neighbors: of "realera-mass"
-    """
-
-    method: str = "mace"
-    refine: bool = True
-    fusion: str = "closed-form"
-    refinement: RefinementConfig = field(default_factory=RefinementConfig)
-    suppression: SuppressionConfig = field(default_factory=SuppressionConfig)
-    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    neighbors: NeighborConfig = field(default_factory=NeighborConfig)
-
-    def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("fusion", FUSIONS)):
-            if getattr(self, name) not in known:
-                raise ErasureError(f'{name} is "{getattr(self, name)}": choose one of {", ".join(known)}.')
-        if not self.refine and self.fusion == "none":
-            raise ErasureError("refine is off and fusion is none: nothing would be erased; switch one of them on.")
-
-    @property
-    def training(self) -> SuppressionConfig | AlignmentConfig:
-        """Settings of the LoRAs."""
-        return self.suppression if self.method == "mace" else self.alignment
+from .mass_config import MassConfig
+from .mass_work import Work, fuse, train_concept
+from .mining import Mined, Progress, silent
+from .priors import Prior
 
 
 class Shelf(Protocol):
@@ -146,40 +107,40 @@ def check_mass(concepts: Sequence[Concept], retained: Sequence[Preserved]) -> No
 
 def erase_many(
     backend: Any, concepts: Sequence[Concept], config: MassConfig, retained: Sequence[Preserved] = (),
-    progress: Progress = silent, shelf: Shelf | None = None,
+    progress: Progress = silent, shelf: Shelf | None = None, prior: Prior | None = None,
+    on_state: Callable[[Concept, TrainState], None] = lambda concept, state: None,
 ) -> MassErasure:  # fmt: skip
     """Erases all concepts. The model is left as it is; the result says how its weights change.
 
     Raises:
         ErasureError: contradictory lists, settings that admit nothing, a damaged model.
     """
-    check_mass(concepts, retained)
-    work = Work(backend, tuple(concepts), tuple(retained), config, progress)
+    check_mass(concepts, (*retained, *(prior.retained if prior else ())))
+    if prior is not None:
+        prior.require(backend)
+    work = Work(backend, tuple(concepts), tuple(retained), config, progress, prior)
     result = MassErasure(work.concepts, config, work.retained, work.mined)
     if config.fusion == "none":
         result.transform = work.refinement
         return result
-    shapes = {name: tuple(w.shape) for name, w in backend.projections().items()}
-    loras = train_missing(work, result, shelf or NoShelf())
+    loras = train_missing(work, result, shelf or NoShelf(), on_state)
     if config.fusion == "sum":
-        summed = naive_sum(((factors, 1.0) for _, factors in loras), shapes, normalise=False)
-        result.transform, result.factors = work.refinement, _thin(summed)
+        result.transform, result.factors = work.refinement, summed(backend, loras)
         return result
-    fusion = Fusion(shapes)
-    for concept, factors in loras:
-        fusion.add(factors, concept_gram(work.fusion_states(concept), backend.context_width), concept.phrase)
-    fused = fusion.solve(config.refinement, work.general, work.domain, work.refinement)
+    fused = fuse(work, loras, work.refinement)
     result.transform, result.factors = fused.transform, fused.factors
     return result
 
 
-def train_missing(work: Work, result: MassErasure, shelf: Shelf) -> Iterator[tuple[Concept, Factors]]:
+def train_missing(
+    work: Work, result: MassErasure, shelf: Shelf, on_state: Callable[[Concept, TrainState], None]
+) -> Iterator[tuple[Concept, Factors]]:
     """Each concept's LoRA, from the shelf or trained now; one at a time is in memory."""
     total = len(work.concepts)
     for i, concept in enumerate(work.concepts):
         factors = shelf.load(concept)
         if factors is None:
-            factors, state = train_concept(work, i)
+            factors, state = train_concept(work, i, partial(on_state, concept))
             shelf.save(concept, factors)
             result.trained.append(concept.phrase)
             result.losses[concept.phrase] = list(state.losses)
@@ -187,128 +148,10 @@ def train_missing(work: Work, result: MassErasure, shelf: Shelf) -> Iterator[tup
         yield concept, factors
 
 
-def train_concept(work: Work, index: int) -> tuple[Factors, TrainState]:
-    """One concept's LoRA, alone, from the refined weights."""
-    concept, backend, config = work.concepts[index], work.backend, work.config
-    deltas = work.refined_deltas
-    if config.method == "realera-mass":
-        group, one = work.groups[index], (concept,)
-        runs = trajectories(backend, [group], one, config.alignment, silent)
-        settings = ErasureConfig(neighbors=config.neighbors, alignment=config.alignment)
-        return align(backend, [group], one, work.mined_of[index], settings, runs, deltas, work.progress)
-    own = config.suppression
-    prompts = [concept.prompts[0].format(concept.phrase)] * (own.images if concept.images is None else len(concept.images))
-    if concept.images is None:
-        latents = backend.latents(prompts, [own.seed + k for k in range(own.images)], own.image_steps, own.guidance)
-    else:
-        latents = backend.encode_pictures(concept.images)
-    if concept.masks is not None:
-        own = replace(own, mask="given")
-    with backend.training(deltas, own) as student:
-        pictures = concept_pictures(latents, prompts, concept.phrase, backend.encode, backend.phrase_ids, concept.masks)
-        state = suppress(student, pictures, backend.alphas(), own, lambda s: work.progress("suppression", s.step, own.steps))
-        return student.factors(), state
-
-
-class Work:
-    """What the stages of one mass erasure share, each made when it is first asked for."""
-
-    def __init__(
-        self, backend: Any, concepts: tuple[Concept, ...], retained: tuple[Preserved, ...], config: MassConfig, progress: Progress
-    ):
-        self.backend, self.concepts, self.retained, self.config = backend, concepts, retained, config
-        self.progress = progress
-
-    @cached_property
-    def groups(self) -> list[list[ErasurePair]]:
-        """RealEra's pairs, by concept."""
-        return make_pairs(self.backend, self.concepts)
-
-    @cached_property
-    def mined_of(self) -> list[Mined]:
-        """Words around each concept; none in MACE. A word that one concept erases is not kept for another's sake."""
-        if self.config.method == "mace" or not self.config.neighbors.words:
-            return [Mined() for _ in self.concepts]
-        runs = trajectories(self.backend, self.groups, self.concepts, self.config.alignment, self.progress)
-        found = mine(self.backend, self.groups, self.concepts, runs, self.config.neighbors, self.progress)
-        erased = {pair.prompt for m in found for pair, _ in m.near}
-        return [replace(m, far=[p for p in m.far if p not in erased]) for m in found]
-
-    @cached_property
-    def mined(self) -> Mined:
-        return sum(self.mined_of, Mined())
-
-    @cached_property
-    def general(self) -> Tensor | None:
-        """Mean Gram of the captions that hold no erased word, (d, d)."""
-        if not (self.config.refinement.lambda_1 or self.config.refinement.lambda_2):
-            return None
-        erased = [p for c in self.concepts for p in c.phrases]
-        return prior_gram(self.backend, [*erased, *self.mined.words], self.progress)
-
-    @cached_property
-    def domain(self) -> Tensor | None:
-        """Sum of p p^T over the retained list and the concepts' own preserved phrases, in their kinds' prompts, (d, d)."""
-        kinds = sorted({c.kind for c in self.concepts})
-        kept: dict[str, float] = {}
-        for kind in kinds:
-            templates = CONTEXTS[kind][: self.config.refinement.contexts]
-            for p in (*self.retained, *(k for c in self.concepts if c.kind == kind for k in c.preserve)):
-                kept |= {t.format(p.phrase): max(p.weight, kept.get(t.format(p.phrase), 0.0)) for t in templates}
-        for prompt in self.mined.far:
-            kept.setdefault(prompt, 1.0)
-        return retained_gram(self.backend.rows, list(kept.items()), self.backend.context_width) if kept else None
-
-    @cached_property
-    def refinement(self) -> Transform | None:
-        """Eq. 2 and 19 over all concepts; ``realera-mass`` adds random neighbors and named words, by their context rows."""
-        if not self.config.refine:
-            return None
-        own = self.config.refinement
-        grams = Grams(self.backend.context_width)
-        for e, targets in in_batches(self._rows()):
-            grams.erase(e, targets)
-        add_priors(grams, own.refinement_prior, own, self.general, self.domain)
-        self.progress("refinement", 0, 1)
-        transform = solve(grams, 1.0, own.ridge, own.max_condition)
-        self.progress("refinement", 1, 1)
-        return transform
-
-    def _rows(self) -> Iterator[tuple[Tensor, Tensor]]:
-        own, backend = self.config.refinement, self.backend
-        for i, concept in enumerate(self.concepts):
-            self.progress("contexts", i, len(self.concepts))
-            self._encode_ahead(concept)
-            for pair in refine_pairs([concept], backend.encode, backend.phrase_ids, own.contexts):
-                yield context_rows(pair, own.head)
-        self.progress("contexts", len(self.concepts), len(self.concepts))
-        if self.config.method == "realera-mass":
-            generator = torch.Generator().manual_seed(self.config.neighbors.seed)
-            for pair in (p for group in self.groups for p in group):
-                yield pair.rows
-                samples = sample_neighbors(pair, replace(self.config.neighbors, n=0), generator)
-                yield samples.neighbors[:, pair.start :].flatten(0, 1), samples.anchors[:, pair.start :].flatten(0, 1)
-            for pair, _ in self.mined.near:
-                yield pair.rows
-
-    def _encode_ahead(self, concept: Concept) -> None:
-        """One batch in place of two prompts at a time."""
-        templates = tuple(concept.templates or CONTEXTS[concept.kind])[: self.config.refinement.contexts]
-        self.backend.encode([t.format(p) for p in (*concept.phrases, concept.anchor) for t in templates])
-
-    def fusion_states(self, concept: Concept) -> Iterator[Tensor]:
-        """States on which the fused weights should do what this concept's LoRA does, (77, d) each."""
-        templates = tuple(concept.templates or CONTEXTS[concept.kind])[: self.config.refinement.contexts]
-        yield from self.backend.encode([t.format(p) for p in concept.phrases for t in templates]).states
-        if self.config.method == "realera-mass":
-            yield from (pair.text.states[0] for pair, _ in self.mined_of[self.concepts.index(concept)].near)
-
-    @cached_property
-    def refined_deltas(self) -> dict[str, Tensor]:
-        """Where every LoRA starts."""
-        if self.refinement is None:
-            return {}
-        return {name: self.refinement.delta(w) for name, w in self.backend.projections().items()}
+def summed(backend: Any, loras: Iterable[tuple[Concept, Factors]]) -> Factors:
+    """The LoRAs' plain sum at full strength (MACE Eq. 6 without its division), the ablation of fusion."""
+    shapes = {name: tuple(w.shape) for name, w in backend.projections().items()}
+    return _thin(naive_sum(((factors, 1.0) for _, factors in loras), shapes, normalise=False))
 
 
 def _thin(deltas: dict[str, Tensor]) -> Factors:

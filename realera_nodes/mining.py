@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .core.alignment import Trajectories
 from .core.concepts import Concept, same
+from .core.errors import ErasureError
 from .core.neighbors import NeighborConfig
 from .core.prior import captions, mean_gram
 from .core.spans import ErasurePair, TextStates, make_pair
@@ -121,9 +122,15 @@ def answers(backend: Any, run: Trajectories, draws: int = 2) -> Callable[[TextSt
     return answer
 
 
-def prior_gram(backend: Any, without: Sequence[str], progress: Progress) -> Tensor:
-    """Mean Gram of the shipped captions that hold none of the phrases ``without``, cached by encoder and captions."""
-    lines = captions(without)
+def prior_gram(backend: Any, without: Sequence[str], progress: Progress, own: Sequence[str] | None = None) -> Tensor:
+    """Mean Gram of captions, the shipped or one's ``own``, that hold none of the phrases ``without``; cached by encoder and text.
+
+    Raises:
+        ErasureError: every caption holds one of them.
+    """
+    lines = captions(without, own)
+    if not lines:
+        raise ErasureError("every caption of the prior holds an erased phrase: give captions that say nothing of it.")
     progress("general prior", 0, 1)
     key = f"prior-{backend.encoder_hash()}-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:16]}"
     gram = cached_tensor(key, lambda: mean_gram(backend.rows, lines, backend.context_width))

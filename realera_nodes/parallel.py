@@ -14,9 +14,9 @@ from pathlib import Path
 
 from .core.errors import ErasureError
 from .job import Job, load, open_source
-from .mass import Work, train_concept
+from .mass_work import Work, train_concept
 from .mining import silent
-from .shelf import FolderShelf
+from .shelf import Base, FolderShelf
 
 EXECUTORS = ("local", "ray")
 #: called with (concept, how many are finished, of how many)
@@ -26,20 +26,19 @@ OnConcept = Callable[[str, int, int], None]
 def shelf_of(job: Job, folder: Path | None = None) -> FolderShelf:
     """The shelf of a job's concepts, without loading the model."""
     assert job.mass is not None
-    base = open_source(job.checkpoint).checkpoint
-    return FolderShelf.of(job.concepts, job.retained, job.mass, base, base.sha256(), folder)
+    return FolderShelf.of(job.concepts, job.retained, job.mass, Base.of(open_source(job.checkpoint).checkpoint), folder)
 
 
 #: what a worker has loaded, by the shelf's key: it serves one erasure after another concept
 _LOADED: dict[str, Work] = {}
 
 
-def train_one(job: Job, folder: Path, index: int, threads: int) -> str:
+def train_one(job: Job, shelf: FolderShelf, index: int, threads: int) -> str:
     """Trains and shelves one of a job's concepts in this process, if the shelf lacks it; returns its phrase. Runs in a worker."""
     import torch
 
     assert job.mass is not None
-    concept, shelf = job.concepts[index], shelf_of(job, folder)
+    concept = job.concepts[index]
     if not shelf.path(concept).exists():
         torch.set_num_threads(threads)
         if shelf.key not in _LOADED:
@@ -64,7 +63,7 @@ def train_all(job: Job, jobs: int, executor: str = "local", on_concept: OnConcep
     missing = [i for i, c in enumerate(job.concepts) if not shelf.path(c).exists()]
     done, threads = len(job.concepts) - len(missing), max(1, (os.cpu_count() or 1) // jobs)
     run = _on_ray if executor == "ray" else _here
-    for phrase in run([(job, shelf.folder, i, threads) for i in missing], jobs) if missing else ():
+    for phrase in run([(job, shelf, i, threads) for i in missing], jobs) if missing else ():
         done += 1
         if on_concept:
             on_concept(phrase, done, len(job.concepts))

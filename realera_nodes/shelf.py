@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,12 +14,38 @@ from platformdirs import user_cache_path
 
 from .core.adapters import Factors
 from .core.concepts import Concept, Preserved
+from .formats.architecture import Kind
 from .formats.checkpoint import Checkpoint
 from .formats.lora import read_lora, write_lora
 from .formats.metadata import ErasureMetadata
-from .mass import MassConfig
+from .mass_config import MassConfig
+from .priors import Prior
 from .resume import described
 from .settings import as_table
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a shelf's LoRAs belong to.
+
+    Attributes:
+        projections: names of its layers; kind: "sd1", "sd2" or "sdxl"
+        sha256: what tells it from other models; name: what people call it
+        metadata: its file's
+    """
+
+    projections: tuple[str, ...]
+    kind: Kind
+    sha256: str
+    name: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, sha256: str = "") -> Base:
+        """A checkpoint's, whose file is hashed for it where ``sha256`` is not known yet."""
+        architecture = checkpoint.architecture
+        names = tuple(architecture.projections)
+        return cls(names, architecture.kind, sha256 or checkpoint.sha256(), checkpoint.path.name, checkpoint.metadata)
 
 
 class FolderShelf:
@@ -28,25 +54,26 @@ class FolderShelf:
     Args:
         folder: where they are kept
         key: hash of model, settings, and all concepts: each LoRA starts from weights that were refined for all of them
-        base: the checkpoint, for names of its layers and for the files' metadata
+        base: for names of its layers and for the files' metadata
     """
 
-    def __init__(self, folder: Path, key: str, base: Checkpoint, config: MassConfig, sha256: str):
-        self.folder, self.key, self.base, self.config, self.sha256 = folder, key, base, config, sha256
+    def __init__(self, folder: Path, key: str, base: Base, config: MassConfig):
+        self.folder, self.key, self.base, self.config = folder, key, base, config
 
     @classmethod
     def of(
-        cls, concepts: Sequence[Concept], retained: Sequence[Preserved], config: MassConfig, base: Checkpoint, sha256: str,
-        folder: Path | None = None,
+        cls, concepts: Sequence[Concept], retained: Sequence[Preserved], config: MassConfig, base: Base,
+        folder: Path | None = None, prior: Prior | None = None,
     ) -> FolderShelf:  # fmt: skip
         """A shelf in the user's cache, or in ``folder``."""
         where = folder or user_cache_path("realera-nodes", appauthor=False) / "concepts"
         settings = as_table(config)
         for unused in ("fusion", "alignment" if config.method == "mace" else "suppression"):
             del settings[unused]  # they do not change a LoRA
-        facts = [sha256, settings, [described(c) for c in concepts], [asdict(p) for p in retained]]
+        facts = [base.sha256, settings, [described(c) for c in concepts], [asdict(p) for p in retained]]
+        facts += [prior_hash(prior)] if prior else []
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(where, key, base, config, sha256)
+        return cls(where, key, base, config)
 
     def path(self, concept: Concept) -> Path:
         """The concept's file, there or not."""
@@ -57,16 +84,24 @@ class FolderShelf:
     def load(self, concept: Concept) -> Factors | None:
         """The finished LoRA, or None. ErasureError: the file is damaged."""
         path = self.path(concept)
-        return read_lora(path, self.base.architecture.projections) if path.exists() else None
+        return read_lora(path, self.base.projections) if path.exists() else None
 
     def save(self, concept: Concept, factors: Factors) -> None:
         """Writes a finished LoRA in float32. ErasureError: it cannot be written."""
         metadata = ErasureMetadata(
             f"{self.config.method}: one concept's LoRA", (concept.phrase,), (concept.anchor,), config=as_table(self.config),
-            base_sha256=self.sha256, base_name=self.base.path.name,
+            base_sha256=self.base.sha256, base_name=self.base.name, kinds=(concept.kind,),
         )  # fmt: skip
         ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
         path = self.path(concept)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = metadata.to_safetensors(self.base.architecture.kind, ranks, self.base.metadata)
+        text = metadata.to_safetensors(self.base.kind, ranks, self.base.metadata)
         write_lora(path, factors, text, torch.float32, overwrite=True)
+
+
+def prior_hash(prior: Prior) -> str:
+    """Names a prior by its sums."""
+    digest = hashlib.sha256()
+    for matrix in (prior.general, prior.domain):
+        digest.update(b"" if matrix is None else matrix.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -25,6 +25,10 @@ NODES = {
     "RealEra_ClosedForm": "Closed-Form Edit W_K/W_V", "RealEra_TrainLora": "Train Erasure LoRA",
     "RealEra_SaveLora": "Save Erasure LoRA", "RealEra_SaveCheckpoint": "Save Erased Checkpoint",
     "RealEra_Report": "Erasure Report", "RealEra_Erase": "Erase Concept (RealEra)",
+    "RealEra_BuildPrior": "Build Prior", "RealEra_SavePrior": "Save Prior", "RealEra_LoadPrior": "Load Prior",
+    "RealEra_Refinement": "MACE Refinement", "RealEra_TrainSuppression": "Train Suppression LoRA",
+    "RealEra_AddLora": "Add Erasure LoRA", "RealEra_FuseLoras": "Fuse Erasure LoRAs",
+    "RealEra_EraseMany": "Erase Many Concepts",
 }  # fmt: skip
 #: of 255, largest difference of pictures whose models are the same but for the order of sums
 SAME = 2

@@ -18,7 +18,8 @@ from realera_nodes.core.suppression import SuppressionConfig
 from realera_nodes.formats.checkpoint import open_checkpoint
 from realera_nodes.formats.lora import read_lora
 from realera_nodes.job import Job, open_source, planned_files, run
-from realera_nodes.mass import MassConfig, MassErasure, erase_many
+from realera_nodes.mass import MassErasure, erase_many
+from realera_nodes.mass_config import MassConfig
 from realera_nodes.parallel import shelf_of, train_all
 from tests.tiny import SIDE, tiny_backend, tiny_files
 

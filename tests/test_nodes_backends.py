@@ -21,8 +21,8 @@ from tests.tiny import KINDS, PREDICTIONS, tiny_backend, tiny_files
 
 pytestmark = pytest.mark.comfyui
 
-#: relative to the largest entry; the hosts sum in other orders, and training carries the difference on
-TOLERANCE = {"noise": 1e-4, "erased noise": 1e-3, "latents": 1e-3, "change": 1e-3, "losses": 1e-2, "down": 1e-3, "up": 2e-2}
+#: relative to the largest entry, LoRAs by norm; the hosts sum in other orders, and training carries the difference on
+TOLERANCE = {"noise": 1e-4, "erased noise": 1e-3, "latents": 1e-3, "change": 1e-3, "losses": 1e-2, "down": 1e-3, "up": 1e-2}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -80,7 +80,9 @@ def test_the_trained_lora_is_the_same(answers) -> None:
     names = [n for n in theirs if n.startswith(("down ", "up "))]
     assert len(names) >= 4
     for name in names:
-        assert close(theirs[name], ours[name], TOLERANCE[name.split()[0]]), name
+        # by norm: AdamW's first steps are as long for a gradient that is all rounding as for any other
+        apart = float((theirs[name] - ours[name]).norm() / theirs[name].norm())
+        assert apart < TOLERANCE[name.split()[0]], (name, apart)
     assert any(bool(ours[n].any()) for n in names if n.startswith("up "))
 
 

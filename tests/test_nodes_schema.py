@@ -17,6 +17,8 @@ import realera_nodes
 from realera_nodes.core.alignment import AlignmentConfig
 from realera_nodes.core.closed_form import ClosedFormConfig
 from realera_nodes.core.neighbors import NeighborConfig
+from realera_nodes.core.refinement import RefinementConfig
+from realera_nodes.core.suppression import SuppressionConfig
 from realera_nodes.erasure import ErasureConfig
 
 PACK = Path(realera_nodes.__file__).parents[1]
@@ -26,7 +28,14 @@ DISPLAY = {
     "RealEra_ClosedForm": "Closed-Form Edit W_K/W_V", "RealEra_TrainLora": "Train Erasure LoRA",
     "RealEra_SaveLora": "Save Erasure LoRA", "RealEra_SaveCheckpoint": "Save Erased Checkpoint",
     "RealEra_Report": "Erasure Report", "RealEra_Erase": "Erase Concept (RealEra)",
+    "RealEra_BuildPrior": "Build Prior", "RealEra_SavePrior": "Save Prior", "RealEra_LoadPrior": "Load Prior",
+    "RealEra_Refinement": "MACE Refinement", "RealEra_TrainSuppression": "Train Suppression LoRA",
+    "RealEra_AddLora": "Add Erasure LoRA", "RealEra_FuseLoras": "Fuse Erasure LoRAs",
+    "RealEra_EraseMany": "Erase Many Concepts",
 }  # fmt: skip
+
+
+STOOD_IN = ("comfy_api", "realera_nodes.nodes", "folder_paths", "realera_nodes.backends.comfy_mass")
 
 
 class Socket:
@@ -63,13 +72,16 @@ def nodes():
     """The node package, imported over stand-ins, by node id: (class, schema)."""
     api = types.ModuleType("comfy_api.v0_0_2")
     api.ComfyExtension, api.io, api.ui = object, Namespace(), Namespace()  # type: ignore[attr-defined]
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(("comfy_api", "realera_nodes.nodes"))}
-    sys.modules |= {"comfy_api": types.ModuleType("comfy_api"), "comfy_api.v0_0_2": api}
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(STOOD_IN)}
+    folders = types.ModuleType("folder_paths")
+    folders.folder_names_and_paths = {"realera_priors": ([], set())}  # type: ignore[attr-defined]
+    folders.get_filename_list = lambda name: [f"one of {name}.safetensors"]  # type: ignore[attr-defined]
+    sys.modules |= {"comfy_api": types.ModuleType("comfy_api"), "comfy_api.v0_0_2": api, "folder_paths": folders}
     try:
         package = importlib.import_module("realera_nodes.nodes")
         yield {schema.node_id: (cls, schema) for cls in package.NODES for schema in [cls.define_schema()]}
     finally:
-        for name in [n for n in sys.modules if n.startswith(("comfy_api", "realera_nodes.nodes"))]:
+        for name in [n for n in sys.modules if n.startswith(STOOD_IN)]:
             del sys.modules[name]
         sys.modules |= kept
 
@@ -92,7 +104,7 @@ def test_every_input_and_output_is_explained(nodes) -> None:
 
 def test_no_seed_changes_by_itself(nodes) -> None:
     seeds = [i for _, schema in nodes.values() for i in schema.inputs if i.id == "seed"]
-    assert len(seeds) == 4
+    assert len(seeds) == 6
     assert not any(s.given["control_after_generate"] for s in seeds)
 
 
@@ -102,6 +114,9 @@ def test_no_seed_changes_by_itself(nodes) -> None:
         ("RealEra_MineNeighbors", NeighborConfig, {}, {"tries"}),
         ("RealEra_ClosedForm", ClosedFormConfig, {}, {"max_condition"}),
         ("RealEra_TrainLora", AlignmentConfig, {"neighbors": "neighbor_steps", "clip": "clip_norm"}, set()),
+        ("RealEra_TrainSuppression", SuppressionConfig, {"clip": "clip_norm"}, set()),
+        ("RealEra_Refinement", RefinementConfig, {}, {"lambda_2", "prior_rows", "double_scale", "max_condition"}),
+        ("RealEra_FuseLoras", RefinementConfig, {}, {"lambda_1", "prior_rows", "double_scale", "max_condition", "head"}),
         ("RealEra_Erase", ErasureConfig, {}, {"neighbors", "closed_form", "alignment"}),
     ],
 )
@@ -173,7 +188,15 @@ def test_nodes_hold_no_mathematics() -> None:
 
 
 def test_the_host_is_met_only_behind_the_backend() -> None:
-    allowed = {"comfy.py", "comfy_text.py", "comfy_student.py", "comfy_edits.py", "comfy_output.py", "comfy_weights.py"}
+    allowed = {
+        "comfy.py",
+        "comfy_text.py",
+        "comfy_student.py",
+        "comfy_edits.py",
+        "comfy_output.py",
+        "comfy_weights.py",
+        "comfy_mass.py",
+    }
     for path in (PACK / "realera_nodes").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

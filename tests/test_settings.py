@@ -18,7 +18,7 @@ from realera_nodes.core.concepts import Concept, Preserved
 from realera_nodes.core.errors import ErasureError
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.erasure import ErasureConfig
-from realera_nodes.mass import MassConfig
+from realera_nodes.mass_config import MassConfig
 from realera_nodes.settings import as_table, concepts_from, config_from, read_toml, retained_from, sections, with_settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ..core.adapters import Factors
+from ..core.closed_form import Transform
 from ..core.errors import ErasureError
 from ..erasure import Erasure
-from ..exports import method_name
+from ..exports import method_name, preserved_by
 from ..formats.lora import lora_tensors
+from ..mass import MassErasure
 from ..settings import as_table
 from .comfy import KINDS, ComfyBackend
 from .comfy_weights import EffectiveWeights, layer_keys
@@ -34,6 +36,8 @@ class EditRecord:
         method: as in ErasureMetadata
         concepts, anchors, preserved: phrases
         config: the settings, JSON values
+        kinds: of the concepts; empty: not said
+        transform: of MACE's refinement, on which LoRAs are fused
     """
 
     method: str
@@ -42,6 +46,8 @@ class EditRecord:
     preserved: tuple[str, ...]
     config: dict[str, Any]
     patches: tuple[Any, ...] = ()
+    kinds: tuple[str, ...] = ()
+    transform: Transform | None = None
 
 
 class ErasureLora(dict[str, Tensor]):
@@ -52,14 +58,15 @@ class ErasureLora(dict[str, Tensor]):
         self.factors, self.record, self.kind = factors, record, kind
 
 
-def record_of(erasure: Erasure) -> EditRecord:
-    """The record of what an erasure did."""
+def record_of(erasure: Erasure | MassErasure, method: str = "", config: Any = None) -> EditRecord:
+    """The record of what an erasure did, or a part of it, which then is named by ``method`` and has its own ``config``."""
     return EditRecord(
-        method_name(erasure),
+        method or method_name(erasure),
         tuple(c.phrase for c in erasure.concepts),
         tuple(c.anchor for c in erasure.concepts),
-        tuple(dict.fromkeys(k.phrase for c in erasure.concepts for k in c.preserve)),
-        as_table(erasure.config),
+        preserved_by(erasure),
+        as_table(erasure.config if config is None else config),
+        kinds=tuple(c.kind for c in erasure.concepts),
     )
 
 
@@ -93,7 +100,7 @@ def _patched(model: Any, patches: dict[str, Any], strength: float, record: EditR
     done = clone.add_patches(patches, strength)
     if set(done) != set(patches):
         raise ErasureError("the model lacks layers that the edit changes: apply it to the model that it was made from.")
-    own = EditRecord(record.method, record.concepts, record.anchors, record.preserved, record.config, tuple(patches.values()))
+    own = replace(record, patches=tuple(patches.values()))
     clone.set_attachments(ATTACHMENT, (*records_of(model), own))
     return clone
 

@@ -171,6 +171,7 @@ def file_metadata(
     if args.disable_metadata:
         return {}
     pairs = list(dict.fromkeys(pair for r in records for pair in zip(r.concepts, r.anchors, strict=True)))
+    kinds = {pair: kind for r in records for pair, kind in zip(zip(r.concepts, r.anchors, strict=True), r.kinds, strict=False)}
     base = base_file(hidden.prompt or {}, str(hidden.unique_id))
     made = ErasureMetadata(
         method="; ".join(dict.fromkeys(r.method for r in records)),
@@ -180,6 +181,7 @@ def file_metadata(
         config=records[0].config if len(records) == 1 else {"edits": [r.config for r in records]},
         base_sha256=_hash(str(base), base.stat().st_mtime_ns, base.stat().st_size) if base else "",
         base_name=base.name if base else "",
+        kinds=tuple(kinds[pair] for pair in pairs) if all(pair in kinds for pair in pairs) else (),
     )
     result = made.to_safetensors(kind, dict(ranks) if ranks else None)  # type: ignore[arg-type]
     result["prompt"] = json.dumps(hidden.prompt or {})

@@ -15,7 +15,7 @@ from ..core.errors import ErasureError
 from ..core.refinement import RefinementConfig
 from ..core.suppression import SuppressionConfig
 from ..erasure import ErasureConfig
-from ..mass import METHODS, MassConfig
+from ..mass_config import METHODS, MassConfig
 from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
 from .common import console, friendly, progress_bars
 

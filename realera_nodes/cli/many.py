@@ -9,7 +9,7 @@ import typer
 
 from ..core.concepts import Preserved
 from ..core.errors import ErasureError
-from ..mass import METHODS
+from ..mass_config import METHODS
 from ..parallel import EXECUTORS
 from ..presets import load_preset, preset_names
 from ..presets.settings import preset_config

@@ -12,9 +12,9 @@ from torch import Tensor
 CAPTIONS = Path(__file__).parent / "captions.txt"
 
 
-def captions(without: Iterable[str] = ()) -> list[str]:
-    """The shipped neutral captions, without those that hold one of the phrases ``without`` as words."""
-    lines = CAPTIONS.read_text(encoding="utf-8").splitlines()
+def captions(without: Iterable[str] = (), lines: Sequence[str] | None = None) -> list[str]:
+    """Neutral captions, the shipped ones or ``lines``, without those that hold one of the phrases ``without`` as words."""
+    lines = CAPTIONS.read_text(encoding="utf-8").splitlines() if lines is None else list(lines)
     phrases = [re.escape(" ".join(p.casefold().split())) for p in without if p.strip()]
     if not phrases:
         return lines

@@ -47,6 +47,7 @@ class ErasureMetadata:
         method: e.g. "realera", "mace", "uce".
         concepts: what was erased.
         anchors: what each concept became, in the same order.
+        kinds: what each concept is (object, person, style, explicit), in the same order; empty: not said.
         preserved: concepts that were protected.
         config: the method's settings, JSON values.
         base_sha256: hash of the model that was edited.
@@ -62,11 +63,12 @@ class ErasureMetadata:
     config: dict[str, Any] = field(default_factory=dict)
     base_sha256: str = ""
     base_name: str = ""
+    kinds: tuple[str, ...] = ()
     created: str = field(default_factory=_now)
     version: str = field(default_factory=_version)
 
     def __post_init__(self) -> None:
-        for name in ("concepts", "anchors", "preserved"):
+        for name in ("concepts", "anchors", "preserved", "kinds"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_safetensors(

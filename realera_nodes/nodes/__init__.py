@@ -7,13 +7,19 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from .closed_form import ClosedForm
 from .concept import ErasureConcept
 from .erase import EraseConcept
+from .erase_many import EraseMany
+from .fuse import AddLora, FuseLoras
 from .mine import MineNeighbors
+from .prior import BuildPrior, LoadPrior, SavePrior
+from .refinement import Refinement
 from .report import ErasureReport
 from .save import SaveCheckpoint, SaveLora
+from .suppression import TrainSuppression
 from .train import TrainLora
 
 NODES: list[type[io.ComfyNode]] = [
     ErasureConcept, MineNeighbors, ClosedForm, TrainLora, SaveLora, SaveCheckpoint, ErasureReport, EraseConcept,
+    BuildPrior, SavePrior, LoadPrior, Refinement, TrainSuppression, AddLora, FuseLoras, EraseMany,
 ]  # fmt: skip
 
 

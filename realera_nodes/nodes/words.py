@@ -7,6 +7,7 @@ from typing import Any
 
 from ..erasure import Erasure
 from ..exports import EditLora
+from ..mass import MassErasure
 from ..report.probes import general_probes, strongest_words
 from ..report.report import embedding_residue, value_drift
 
@@ -16,7 +17,7 @@ MEANING = {
 }  # fmt: skip
 
 
-def damage(backend: Any, erasure: Erasure, deltas: Mapping[str, Any], lora: EditLora | None = None) -> str:
+def damage(backend: Any, erasure: Erasure | MassErasure, deltas: Mapping[str, Any], lora: EditLora | None = None) -> str:
     """Condition, rank, and for each group of prompts how far W_V's output moves, and how much of its way is left."""
     probes = general_probes(erasure.concepts, named=strongest_words(erasure.concepts, erasure.mined))
     drift, left = (measure(backend, probes, deltas) for measure in (value_drift, embedding_residue))

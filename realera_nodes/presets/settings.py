@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.refinement import RefinementConfig
 from ..core.suppression import SuppressionConfig
-from ..mass import MassConfig
+from ..mass_config import MassConfig
 from . import Preset
 
 

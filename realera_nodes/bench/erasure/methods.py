@@ -23,7 +23,8 @@ from ...core.refinement import RefinementConfig
 from ...core.suppression import SuppressionConfig
 from ...core.uce import UCE_NEW, UCE_OLD, UceConfig, uce
 from ...erasure import ErasureConfig, erase
-from ...mass import MassConfig, check_mass, erase_many
+from ...mass import check_mass, erase_many
+from ...mass_config import MassConfig
 from ...mining import Progress, silent
 from ...presets import Preset
 from ...presets.settings import preset_config
