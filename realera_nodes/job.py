@@ -18,6 +18,7 @@ from .formats.checkpoint import Checkpoint, open_checkpoint
 from .mass import MassErasure, check_mass, erase_many
 from .mass_config import MassConfig
 from .mining import Progress, silent
+from .priors import Prior, read_prior
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
 from .report.report import Scorer, draw, embedding_residue, score, value_drift, write_report
 from .resume import EVERY, load_state, save_state, state_path
@@ -34,6 +35,7 @@ class Job:
     Attributes:
         checkpoint: "demo", a .safetensors file or a diffusers folder
         config: of RealEra; with ``mass`` the concepts are erased by that method instead, and ``retained`` are kept
+        prior: a file of priors.write_prior in place of the shipped captions, for ``mass``
     """
 
     checkpoint: str
@@ -54,6 +56,7 @@ class Job:
     overwrite: bool = False
     mass: MassConfig | None = None
     retained: tuple[Preserved, ...] = ()
+    prior: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def planned_files(job: Job, source: Source) -> dict[str, Path]:
 def prepare(job: Job) -> Source:
     """Everything that can be refused before any work is done. ErasureError says what to change."""
     if job.mass:
-        check_mass(job.concepts, job.retained)
+        prior = prior_of(job)
+        check_mass(job.concepts, (*job.retained, *(prior.retained if prior else ())))
     else:
         check_together(job.concepts)
     if not 1 <= job.pictures <= 64 or not 1 <= job.sampling_steps <= 1000:
@@ -113,6 +117,11 @@ def load(job: Job, source: Source) -> Any:
     from .backends.loading import load_backend
 
     return load_backend(source.load, device=job.device, size=job.size, prediction=job.prediction)
+
+
+def prior_of(job: Job) -> Prior | None:
+    """A mass job's prior file. ErasureError: it is not there, or holds no prior."""
+    return read_prior(job.prior) if job.prior else None
 
 
 def scorer_of(job: Job) -> Scorer | None:
@@ -190,8 +199,9 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
 def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress) -> Erasure | MassErasure:
     """The job's method, from where an earlier run of it stopped."""
     if job.mass:
-        shelf = FolderShelf.of(job.concepts, job.retained, job.mass, Base.of(source.checkpoint, sha256))
-        return erase_many(backend, job.concepts, job.mass, job.retained, progress, shelf)
+        prior = prior_of(job)
+        shelf = FolderShelf.of(job.concepts, job.retained, job.mass, Base.of(source.checkpoint, sha256), prior=prior)
+        return erase_many(backend, job.concepts, job.mass, job.retained, progress, shelf, prior)
     kept = state_path(job, sha256)
 
     def remember(state: TrainState) -> None:

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from .core.errors import ErasureError
-from .job import Job, load, open_source
+from .job import Job, load, open_source, prior_of
 from .mass_work import Work, train_concept
 from .mining import silent
 from .shelf import Base, FolderShelf
@@ -26,7 +26,8 @@ OnConcept = Callable[[str, int, int], None]
 def shelf_of(job: Job, folder: Path | None = None) -> FolderShelf:
     """The shelf of a job's concepts, without loading the model."""
     assert job.mass is not None
-    return FolderShelf.of(job.concepts, job.retained, job.mass, Base.of(open_source(job.checkpoint).checkpoint), folder)
+    base = Base.of(open_source(job.checkpoint).checkpoint)
+    return FolderShelf.of(job.concepts, job.retained, job.mass, base, folder, prior_of(job))
 
 
 #: what a worker has loaded, by the shelf's key: it serves one erasure after another concept
@@ -44,7 +45,7 @@ def train_one(job: Job, shelf: FolderShelf, index: int, threads: int) -> str:
         if shelf.key not in _LOADED:
             _LOADED.clear()
             backend = load(job, open_source(job.checkpoint))
-            _LOADED[shelf.key] = Work(backend, job.concepts, job.retained, job.mass, silent)
+            _LOADED[shelf.key] = Work(backend, job.concepts, job.retained, job.mass, silent, prior_of(job))
         shelf.save(concept, train_concept(_LOADED[shelf.key], index)[0])
     return concept.phrase
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.comfyui
 
 #: of 255, largest difference of pictures whose models are the same but for the order of sums
 SAME = 2
+CAPTIONS = "a man rides a bike down the street\na bowl of fruit on a table\ntwo people sit on a bench"
 SMALL = {"paper_settings": False, "contexts": 2, "lambda_3": 1.0}
 TRAIN = {"paper_settings": False, "steps": 4, "lr": 5e-3, "images": 2, "image_steps": 3, "picture_size": 64, "preview_every": 2}
 
@@ -54,7 +55,9 @@ def mass(info: dict[str, Any], folder: str = "", loras: bool = True) -> dict[str
         "first": concept(preserve=""),
         "second": concept("apple", "table", preserve=""),
         "both": concept("apple", "table", preserve="", concepts=["first", 0]),
-        "prior": with_defaults(info, kinds["prior"], **base, concepts=["both", 0], retained="bird", kind="object", contexts=2),
+        "prior": with_defaults(
+            info, kinds["prior"], **base, concepts=["both", 0], retained="bird", kind="object", contexts=2, captions=CAPTIONS
+        ),
         "refine": with_defaults(info, kinds["refine"], **base, concepts=["both", 0], prior=["prior", 0], **SMALL),
         "train first": first,
         "train second": second,
@@ -140,7 +143,17 @@ def comfy_options(comfy: ComfyServer, kind: str, name: str) -> list[str]:
 
 
 def many(info: dict[str, Any], **changes: Any) -> dict[str, dict]:
-    given = TRAIN | SMALL | {"list": "airplane -> sky\napple -> table\nfrog -> pond", "retained": "bird", "preview_every": 0}
+    given = (
+        TRAIN
+        | SMALL
+        | {
+            "list": "airplane -> sky\napple -> table\nfrog -> pond",
+            "retained": "bird",
+            "preview_every": 0,
+            "lambda_2": 0.0,
+            "mu": 1.0,
+        }
+    )
     inputs = {"model": ["loader", 0], "clip": ["loader", 1], **given, **changes}
     return {"loader": loader(), "many": with_defaults(info, "RealEra_EraseMany", **inputs)}
 

@@ -9,12 +9,13 @@ import typer
 
 from ..core.concepts import Preserved
 from ..core.errors import ErasureError
+from ..core.templates import CONTEXTS
 from ..mass_config import METHODS
 from ..parallel import EXECUTORS
 from ..presets import load_preset, preset_names
 from ..presets.settings import preset_config
 from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
-from .common import console, friendly
+from .common import console, friendly, progress_bars
 from .erase import CheckpointArg, OutOpt, SetOpt, mass_config, run_job
 
 ListArg = Annotated[
@@ -29,6 +30,7 @@ def erase_many_command(
     preset: Annotated[str | None, typer.Option(help="One of the papers' sets: see the command presets.")] = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS) + ".")] = METHODS[0],
     settings: SetOpt = [],  # noqa: B006
+    prior: Annotated[Path | None, typer.Option(help="A file of the command prior, in place of the shipped captions.")] = None,
     jobs: Annotated[int, typer.Option(help="Concepts that are trained at a time.")] = 1,
     executor: Annotated[str, typer.Option(help=" or ".join(EXECUTORS) + ": where they are trained.")] = EXECUTORS[0],
     pictures: Annotated[int, typer.Option(help="Pictures per prompt in the report.")] = 2,
@@ -63,7 +65,7 @@ def erase_many_command(
         job = Job(
             checkpoint, concepts, out, pictures=pictures, sampling_steps=sampling_steps, guidance=guidance, seed=seed,
             size=size, prediction=prediction, device=device, save_checkpoint=checkpoint_file, overwrite=overwrite,
-            mass=config, retained=retained,
+            mass=config, retained=retained, prior=prior,
         )  # fmt: skip
         prepare(job)
         if config.fusion != "none":
@@ -78,6 +80,45 @@ def _line(phrase: str, done: int, total: int) -> None:
     console.print(f"{done}/{total} {phrase}", highlight=False, soft_wrap=True)
 
 
+def prior_command(
+    checkpoint: CheckpointArg,
+    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
+    retain: Annotated[list[str], typer.Option("--retain", help="A phrase that must stay; repeat.")] = [],  # noqa: B006
+    without: Annotated[list[str], typer.Option("--without", help="A phrase to be erased: its captions are left out.")] = [],  # noqa: B006
+    captions: Annotated[Path | None, typer.Option(help="A text file of your own captions, one a line.")] = None,
+    kind: Annotated[list[str], typer.Option(help="Prompts that --retain is kept under; repeat.")] = ["object"],  # noqa: B006
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if torch sees one.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:  # fmt: skip
+    """Sum up once what mass erasures keep, for any model with the same text encoder."""
+    from ..job import Job, load, open_source
+    from ..priors import build_prior, write_prior
+
+    with friendly(), progress_bars() as progress:
+        phrases = tuple(Preserved(p) for p in retain)
+        unknown = [k for k in kind if k not in CONTEXTS]
+        if unknown:
+            raise ErasureError(f'unknown kind "{unknown[0]}": choose one of {", ".join(CONTEXTS)}.')
+        source = open_source(checkpoint)
+        backend = load(Job(checkpoint, (), out, device=device), source)
+        prior = build_prior(backend, phrases, kind, tuple(without), _lines(captions), progress=progress)
+        write_prior(out, prior, overwrite)
+    console.print(f"wrote {out}: {prior.captions} captions, {len(phrases)} retained phrases", highlight=False, soft_wrap=True)
+
+
+def _lines(path: Path | None) -> list[str] | None:
+    """Lines of a text file that are not empty. ErasureError: it cannot be read."""
+    if path is None:
+        return None
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ErasureError(f"{path} cannot be read as text ({error}): give --captions a UTF-8 file.") from error
+    if not found:
+        raise ErasureError(f"{path} is empty: give --captions a file with a caption on each line.")
+    return found
+
+
 def presets_command() -> None:
     """The papers' sets of concepts that --preset takes."""
     for name in preset_names():
@@ -88,4 +129,5 @@ def presets_command() -> None:
 
 def register(app: typer.Typer) -> None:
     app.command("erase-many")(erase_many_command)
+    app.command("prior")(prior_command)
     app.command("presets")(presets_command)
