@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
@@ -20,7 +20,7 @@ from ..exports import method_name
 from ..formats.lora import lora_tensors
 from ..settings import as_table
 from .comfy import KINDS, ComfyBackend
-from .comfy_weights import EffectiveWeights, layer_keys
+from .comfy_weights import EffectiveWeights, layer_keys, parameter_keys
 
 #: where a MODEL keeps the records of its edits
 ATTACHMENT = "realera_edits"
@@ -34,6 +34,7 @@ class EditRecord:
         method: as in ErasureMetadata
         concepts, anchors, preserved: phrases
         config: the settings, JSON values
+        whole: whether it changes parameters of any kind, not only projections
     """
 
     method: str
@@ -42,6 +43,7 @@ class EditRecord:
     preserved: tuple[str, ...]
     config: dict[str, Any]
     patches: tuple[Any, ...] = ()
+    whole: bool = False
 
 
 class ErasureLora(dict[str, Tensor]):
@@ -69,8 +71,8 @@ def records_of(model: Any) -> tuple[EditRecord, ...]:
 
 
 def with_deltas(model: Any, deltas: Mapping[str, Tensor], record: EditRecord) -> Any:
-    """A clone of a MODEL with weight + delta; the deltas are kept in the type of the weights."""
-    keys = layer_keys(model)
+    """A clone of a MODEL with weight + delta, by canonical name or any parameter's own; kept in the type of the weights."""
+    keys = layer_keys(model) | (parameter_keys(model) if record.whole else {})
     state = model.model.state_dict()
     patches = {keys[n]: ("diff", (d.to("cpu", state[keys[n]].dtype),)) for n, d in deltas.items()}
     for key, (_, (delta,)) in patches.items():
@@ -93,16 +95,31 @@ def _patched(model: Any, patches: dict[str, Any], strength: float, record: EditR
     done = clone.add_patches(patches, strength)
     if set(done) != set(patches):
         raise ErasureError("the model lacks layers that the edit changes: apply it to the model that it was made from.")
-    own = EditRecord(record.method, record.concepts, record.anchors, record.preserved, record.config, tuple(patches.values()))
+    own = replace(record, patches=tuple(patches.values()))
     clone.set_attachments(ATTACHMENT, (*records_of(model), own))
     return clone
 
 
+def without_edits(model: Any) -> Any:
+    """A MODEL as it was before all of this pack's edits."""
+    return _without(model, records_of(model))[0]
+
+
 def split(model: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A MODEL as it was before this pack's edits, and what they change: (clone, canonical name -> delta (out, in) float32)."""
-    records = records_of(model)
+    """A MODEL as it was before this pack's edits, and what they change: (clone, canonical name -> delta (out, in) float32).
+
+    Edits of whole weights (ESD) stay on it: they are no matter of projections, and count as the model's own.
+    """
+    base, touched = _without(model, [r for r in records_of(model) if not r.whole])
+    keys = {name: key for name, key in layer_keys(model).items() if key in touched}
+    before, after = EffectiveWeights(base, keys), EffectiveWeights(model, keys)
+    return base, {name: after[name] - before[name] for name in keys}
+
+
+def _without(model: Any, records: Sequence[EditRecord]) -> tuple[Any, set[str]]:
+    """A clone of a MODEL without some of its edits, and the keys that they change; itself, if there are none."""
     if not records:
-        return model, {}
+        return model, set()
     ours = {id(p) for record in records for p in record.patches}
     base = model.clone()
     touched = set()
@@ -114,10 +131,12 @@ def split(model: Any) -> tuple[Any, dict[str, Tensor]]:
         if not kept:
             del base.patches[key]
     base.patches_uuid = uuid.uuid4()
-    base.remove_attachments(ATTACHMENT)
-    keys = {name: key for name, key in layer_keys(model).items() if key in touched}
-    before, after = EffectiveWeights(base, keys), EffectiveWeights(model, keys)
-    return base, {name: after[name] - before[name] for name in keys}
+    left = tuple(r for r in records_of(model) if not any(r is gone for gone in records))
+    if left:
+        base.set_attachments(ATTACHMENT, left)
+    else:
+        base.remove_attachments(ATTACHMENT)
+    return base, touched
 
 
 def effective(backend: ComfyBackend) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Names of a UNet's parameters: LDM's (single files, ComfyUI) and diffusers', for any number of levels, blocks and transformers."""
+"""Names of a UNet's parameters, LDM's (single files, ComfyUI) and diffusers', for any number of levels and blocks."""
 
 from __future__ import annotations
 
