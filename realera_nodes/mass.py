@@ -30,6 +30,7 @@ from .core.templates import CONTEXTS
 from .core.training import TrainState
 from .erasure import ErasureConfig, align, make_pairs, mine, trajectories
 from .mining import Mined, Progress, prior_gram, silent
+from .outcome import Outcome
 
 METHODS = ("mace", "realera-mass")
 FUSIONS = ("closed-form", "sum", "none")
@@ -86,7 +87,7 @@ class NoShelf:
 
 
 @dataclass
-class MassErasure:
+class MassErasure(Outcome):
     """What a mass erasure made: W0 becomes W0 + W0 (T - I) + up @ down.
 
     Attributes:
@@ -106,7 +107,7 @@ class MassErasure:
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     @property
-    def method(self) -> str:
+    def method(self) -> str:  # type: ignore[override]
         return self.config.method
 
     @cached_property
@@ -129,10 +130,6 @@ class MassErasure:
             lora = merged(self.factors, name).to(weight.device)
             total = lora if total is None else total + lora
         return total
-
-    def deltas(self, projections: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {name: self.delta(name, w) for name, w in projections.items()}
-        return {name: d for name, d in found.items() if d is not None}
 
 
 def check_mass(concepts: Sequence[Concept], retained: Sequence[Preserved]) -> None:

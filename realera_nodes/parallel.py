@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .core.errors import ErasureError
 from .job import Job, load, open_source
-from .mass import Work, train_concept
+from .mass import MassConfig, Work, train_concept
 from .mining import silent
 from .shelf import FolderShelf
 
@@ -25,9 +25,9 @@ OnConcept = Callable[[str, int, int], None]
 
 def shelf_of(job: Job, folder: Path | None = None) -> FolderShelf:
     """The shelf of a job's concepts, without loading the model."""
-    assert job.mass is not None
+    assert isinstance(job.config, MassConfig)
     base = open_source(job.checkpoint).checkpoint
-    return FolderShelf.of(job.concepts, job.retained, job.mass, base, base.sha256(), folder)
+    return FolderShelf.of(job.concepts, job.retained, job.config, base, base.sha256(), folder)
 
 
 #: what a worker has loaded, by the shelf's key: it serves one erasure after another concept
@@ -38,14 +38,14 @@ def train_one(job: Job, folder: Path, index: int, threads: int) -> str:
     """Trains and shelves one of a job's concepts in this process, if the shelf lacks it; returns its phrase. Runs in a worker."""
     import torch
 
-    assert job.mass is not None
+    assert isinstance(job.config, MassConfig)
     concept, shelf = job.concepts[index], shelf_of(job, folder)
     if not shelf.path(concept).exists():
         torch.set_num_threads(threads)
         if shelf.key not in _LOADED:
             _LOADED.clear()
             backend = load(job, open_source(job.checkpoint))
-            _LOADED[shelf.key] = Work(backend, job.concepts, job.retained, job.mass, silent)
+            _LOADED[shelf.key] = Work(backend, job.concepts, job.retained, job.config, silent)
         shelf.save(concept, train_concept(_LOADED[shelf.key], index)[0])
     return concept.phrase
 

@@ -25,6 +25,7 @@ NODES = {
     "RealEra_ClosedForm": "Closed-Form Edit W_K/W_V", "RealEra_TrainLora": "Train Erasure LoRA",
     "RealEra_SaveLora": "Save Erasure LoRA", "RealEra_SaveCheckpoint": "Save Erased Checkpoint",
     "RealEra_Report": "Erasure Report", "RealEra_Erase": "Erase Concept (RealEra)",
+    "RealEra_Uce": "UCE Edit", "RealEra_TrainEsd": "Train ESD",
 }  # fmt: skip
 #: of 255, largest difference of pictures whose models are the same but for the order of sums
 SAME = 2

@@ -269,7 +269,7 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     calm = Toy()
     train(calm, replace(CONFIG, steps=1))
     model, state = Toy(spoil_after=len(calm.calls)), TrainState()
-    with pytest.raises(ErasureError, match=r"^the loss is not finite at step 2: lower lr \(now 0\.01\)\.$"):
+    with pytest.raises(ErasureError, match=r"^the loss is not finite at step 2: lower lr \(now 0\.01\) or eta \(now 1\)\.$"):
         train(model, state=state)
     assert (state.step, model.mode) == (1, "none")
     assert torch.equal(model.delta, calm.delta)

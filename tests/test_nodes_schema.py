@@ -16,7 +16,9 @@ import pytest
 import realera_nodes
 from realera_nodes.core.alignment import AlignmentConfig
 from realera_nodes.core.closed_form import ClosedFormConfig
+from realera_nodes.core.esd import EsdConfig
 from realera_nodes.core.neighbors import NeighborConfig
+from realera_nodes.core.uce import UceConfig
 from realera_nodes.erasure import ErasureConfig
 
 PACK = Path(realera_nodes.__file__).parents[1]
@@ -26,6 +28,7 @@ DISPLAY = {
     "RealEra_ClosedForm": "Closed-Form Edit W_K/W_V", "RealEra_TrainLora": "Train Erasure LoRA",
     "RealEra_SaveLora": "Save Erasure LoRA", "RealEra_SaveCheckpoint": "Save Erased Checkpoint",
     "RealEra_Report": "Erasure Report", "RealEra_Erase": "Erase Concept (RealEra)",
+    "RealEra_Uce": "UCE Edit", "RealEra_TrainEsd": "Train ESD",
 }  # fmt: skip
 
 
@@ -92,7 +95,7 @@ def test_every_input_and_output_is_explained(nodes) -> None:
 
 def test_no_seed_changes_by_itself(nodes) -> None:
     seeds = [i for _, schema in nodes.values() for i in schema.inputs if i.id == "seed"]
-    assert len(seeds) == 4
+    assert len(seeds) == 5
     assert not any(s.given["control_after_generate"] for s in seeds)
 
 
@@ -103,6 +106,8 @@ def test_no_seed_changes_by_itself(nodes) -> None:
         ("RealEra_ClosedForm", ClosedFormConfig, {}, {"max_condition"}),
         ("RealEra_TrainLora", AlignmentConfig, {"neighbors": "neighbor_steps", "clip": "clip_norm"}, set()),
         ("RealEra_Erase", ErasureConfig, {}, {"neighbors", "closed_form", "alignment"}),
+        ("RealEra_Uce", UceConfig, {}, {"max_condition"}),
+        ("RealEra_TrainEsd", EsdConfig, {"clip": "clip_norm"}, set()),
     ],
 )
 def test_settings_are_the_dataclasses_own(nodes, key, config, renamed, left_out) -> None:
@@ -216,6 +221,16 @@ def test_validation_of_settings(nodes) -> None:
     assert "neither W_K nor W_V" in edit(keys=False, values=False)
     assert train(targets="attn2.to_v") is True
     assert "targets is empty" in train(targets=" , ")
+    uce, esd = (nodes[f"RealEra_{k}"][0].validate_inputs for k in ("Uce", "TrainEsd"))
+    fine = {"to_anchor": True, "guide": "", "templates": "{}\na photo of {}", "keys": True, "values": False}
+    assert uce(**fine) is True
+    assert uce(**dict.fromkeys(fine)) is True  # wired up: known when it runs
+    assert "set to_anchor off" in uce(**(fine | {"guide": "art"}))
+    assert uce(**(fine | {"guide": "art", "to_anchor": False})) is True
+    assert "neither W_K nor W_V" in uce(**(fine | {"keys": False}))
+    assert "must hold {} once" in uce(**(fine | {"templates": "\n"}))
+    assert "must hold {} once" in esd(templates="a photo")
+    assert esd(templates="a photo of {}") is True
 
 
 def test_text_widgets_become_concepts(nodes) -> None:

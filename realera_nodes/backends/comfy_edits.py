@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..core.adapters import Factors
 from ..core.errors import ErasureError
-from ..erasure import Erasure
-from ..exports import method_name
+from ..exports import method_name, preserved_by
 from ..formats.lora import lora_tensors
+from ..outcome import Outcome
 from ..settings import as_table
 from .comfy import KINDS, ComfyBackend
 from .comfy_weights import EffectiveWeights, layer_keys, parameter_keys
@@ -54,14 +54,15 @@ class ErasureLora(dict[str, Tensor]):
         self.factors, self.record, self.kind = factors, record, kind
 
 
-def record_of(erasure: Erasure) -> EditRecord:
+def record_of(erasure: Outcome) -> EditRecord:
     """The record of what an erasure did."""
     return EditRecord(
         method_name(erasure),
         tuple(c.phrase for c in erasure.concepts),
-        tuple(c.anchor for c in erasure.concepts),
-        tuple(dict.fromkeys(k.phrase for c in erasure.concepts for k in c.preserve)),
+        erasure.anchors,
+        preserved_by(erasure),
         as_table(erasure.config),
+        whole=erasure.whole,
     )
 
 

@@ -10,12 +10,13 @@ import typer
 from ..core.concepts import Preserved
 from ..core.errors import ErasureError
 from ..mass import METHODS
+from ..methods import mass_config
 from ..parallel import EXECUTORS
 from ..presets import load_preset, preset_names
 from ..presets.settings import preset_config
 from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
 from .common import console, friendly
-from .erase import CheckpointArg, OutOpt, SetOpt, mass_config, run_job
+from .erase import CheckpointArg, OutOpt, SetOpt, run_job
 
 ListArg = Annotated[
     Path | None, typer.Argument(metavar="[LIST.toml]", help="[[concepts]], retain = [...], and the method's sections.")
@@ -63,7 +64,7 @@ def erase_many_command(
         job = Job(
             checkpoint, concepts, out, pictures=pictures, sampling_steps=sampling_steps, guidance=guidance, seed=seed,
             size=size, prediction=prediction, device=device, save_checkpoint=checkpoint_file, overwrite=overwrite,
-            mass=config, retained=retained,
+            config=config, retained=retained,
         )  # fmt: skip
         prepare(job)
         if config.fusion != "none":

@@ -175,9 +175,10 @@ def train_esd(
         with model.tuned():
             loss = esd_loss(model.predict_noise(z, t, text), concept, unprompted, config.eta, config.origin)
             if not torch.isfinite(loss):
-                if not state.step:  # nothing was trained yet
+                if not (state.step or torch.isfinite(concept + unprompted).all()):  # nothing was trained yet
                     raise ErasureError(DAMAGED)
-                raise ErasureError(f"the loss is not finite at step {state.step + 1}: lower lr (now {config.lr:g}).")
+                now = f"lower lr (now {config.lr:g}) or eta (now {config.eta:g})"
+                raise ErasureError(f"the loss is not finite at step {state.step + 1}: {now}.")
             (loss * model.loss_scale).backward()
         _unscale(parameters, model.loss_scale)
         if config.clip:
