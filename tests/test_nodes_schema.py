@@ -222,15 +222,18 @@ def test_validation_of_settings(nodes) -> None:
     assert train(targets="attn2.to_v") is True
     assert "targets is empty" in train(targets=" , ")
     uce, esd = (nodes[f"RealEra_{k}"][0].validate_inputs for k in ("Uce", "TrainEsd"))
-    fine = {"to_anchor": True, "guide": "", "templates": "{}\na photo of {}", "keys": True, "values": False}
+    fine = {"tokens": "aligned", "to_anchor": True, "guide": "", "templates": "{}\na photo of {}", "keys": True, "values": False}
     assert uce(**fine) is True
     assert uce(**dict.fromkeys(fine)) is True  # wired up: known when it runs
     assert "set to_anchor off" in uce(**(fine | {"guide": "art"}))
     assert uce(**(fine | {"guide": "art", "to_anchor": False})) is True
     assert "neither W_K nor W_V" in uce(**(fine | {"keys": False}))
     assert "must hold {} once" in uce(**(fine | {"templates": "\n"}))
-    assert "must hold {} once" in esd(templates="a photo")
-    assert esd(templates="a photo of {}") is True
+    assert "tokens is " in uce(**(fine | {"tokens": "all"}))  # the host itself takes any word in place of an option
+    words = {"variant": "u", "origin": "concept", "drawn_by": None, "templates": "a photo of {}"}
+    assert esd(**words) is True
+    assert "must hold {} once" in esd(**(words | {"templates": "a photo"}))
+    assert "variant is " in esd(**(words | {"variant": "y"}))
 
 
 def test_text_widgets_become_concepts(nodes) -> None:

@@ -11,10 +11,10 @@ from ..core.concepts import Preserved
 from ..core.errors import ErasureError
 from ..mass import METHODS
 from ..methods import mass_config
-from ..parallel import EXECUTORS
 from ..presets import load_preset, preset_names
 from ..presets.settings import preset_config
 from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
+from ..spread import EXECUTORS
 from .common import console, friendly
 from .erase import CheckpointArg, OutOpt, SetOpt, run_job
 

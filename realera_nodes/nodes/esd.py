@@ -54,8 +54,8 @@ class TrainEsd(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, templates):
-        return refusal(E, templates=templates)
+    def validate_inputs(cls, variant, origin, drawn_by, templates):
+        return refusal(E, variant=variant, origin=origin, drawn_by=drawn_by, templates=templates)
 
     @classmethod
     def execute(

@@ -50,8 +50,8 @@ class UceEdit(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, to_anchor, guide, templates, keys, values):
-        return refusal(U, to_anchor=to_anchor, guide=guide, templates=templates, keys=keys, values=values)
+    def validate_inputs(cls, tokens, to_anchor, guide, templates, keys, values):
+        return refusal(U, tokens=tokens, to_anchor=to_anchor, guide=guide, templates=templates, keys=keys, values=values)
 
     @classmethod
     def execute(cls, model, clip, concepts, **settings) -> io.NodeOutput:
