@@ -18,6 +18,7 @@ from .core.neighbors import NeighborConfig, NeighborSamples, sample_neighbors
 from .core.spans import ErasurePair, make_pair
 from .core.training import TrainState
 from .mining import Mined, Progress, mine_words, prior_gram, silent
+from .outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ErasureConfig:
 
 
 @dataclass
-class Erasure:
+class Erasure(Outcome):
     """What an erasure made; base weights W0 become W0 + W0 (T - I) + up @ down."""
 
     concepts: tuple[Concept, ...]
@@ -74,9 +75,18 @@ class Erasure:
         """Whether a projection of this name changes."""
         return self.edits(name) or name in self.factors
 
-    def deltas(self, projections: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = {name: self.delta(name, w) for name, w in projections.items()}
-        return {name: d for name, d in found.items() if d is not None}
+    @property
+    def losses(self) -> list[float]:  # type: ignore[override]
+        """Of the noise alignment, by step."""
+        return self.state.losses if self.state else []
+
+    @property
+    def method(self) -> str:  # type: ignore[override]
+        """ "realera", or which of its parts ran."""
+        c = self.config
+        parts = {"closed-form": c.closed_form_on, "noise-alignment": c.alignment_on, "neighbors": c.neighbors_on,
+                 "beyond-concept": c.beyond_on}  # fmt: skip
+        return "realera" if all(parts.values()) else "realera: " + " + ".join(n for n, on in parts.items() if on)
 
 
 def make_pairs(backend: Any, concepts: Sequence[Concept]) -> list[list[ErasurePair]]:

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from .core.adapters import Factors
 from .erasure import Erasure
+from .esd import EsdErasure
 from .formats.checkpoint import Checkpoint, write_edited
 from .formats.lora import write_lora
 from .formats.metadata import ErasureMetadata
 from .mass import MassErasure
+from .outcome import Outcome
 from .settings import as_table
+from .uce import UceErasure
 
 #: ranks up to this are written whole; larger edits are cut to it per layer, and the loss is reported
 MAX_RANK = 320
@@ -47,9 +50,9 @@ def edit_lora(erasure: Erasure, projections: Iterable[str], read: Callable[[str]
 
 
 def whole_lora(
-    erasure: MassErasure, projections: Iterable[str], read: Callable[[str], Tensor], max_rank: int = MAX_RANK
+    erasure: MassErasure | UceErasure, projections: Iterable[str], read: Callable[[str], Tensor], max_rank: int = MAX_RANK
 ) -> EditLora:
-    """All of a mass erasure as one LoRA: exact where closed forms and LoRAs together stay within ``max_rank``, else cut to it."""
+    """A mass erasure or UCE as one LoRA: exact where closed forms and LoRAs together stay within ``max_rank``, else cut to it."""
     names = [n for n in projections if erasure.touches(n)]
     ranks = {n: down.shape[0] for n, (down, _) in erasure.factors.items()}
     shared = erasure.low_rank.rank if erasure.low_rank else 0
@@ -76,12 +79,26 @@ def _cut(deltas: Iterable[tuple[str, Tensor]], max_rank: int) -> EditLora:
     return EditLora(factors, rank, dropped)
 
 
-def metadata_of(erasure: Erasure | MassErasure, checkpoint: Checkpoint, sha256: str) -> ErasureMetadata:
+def loras_of(erasure: Outcome, base: Checkpoint, max_rank: int = MAX_RANK) -> dict[str, EditLora]:
+    """The LoRAs that hold an outcome, by role: "edit lora" and "lora" add up; none where no LoRA could (ESD)."""
+    names, read, found = base.architecture.projections, base.read_projection, {}
+    if isinstance(erasure, MassErasure | UceErasure):
+        found["lora"] = whole_lora(erasure, names, read, max_rank)
+    elif isinstance(erasure, Erasure):
+        if erasure.transform is not None:
+            found["edit lora"] = edit_lora(erasure, names, read, max_rank)
+        if erasure.factors:
+            rank = max(down.shape[0] for down, _ in erasure.factors.values())
+            found["lora"] = EditLora(erasure.factors, rank, 0.0)
+    return found
+
+
+def metadata_of(erasure: Outcome, checkpoint: Checkpoint, sha256: str) -> ErasureMetadata:
     """Who was erased how from which file."""
     return ErasureMetadata(
         method=method_name(erasure),
         concepts=tuple(c.phrase for c in erasure.concepts),
-        anchors=tuple(c.anchor for c in erasure.concepts),
+        anchors=erasure.anchors,
         preserved=preserved_by(erasure),
         config=as_table(erasure.config),
         base_sha256=sha256,
@@ -90,26 +107,21 @@ def metadata_of(erasure: Erasure | MassErasure, checkpoint: Checkpoint, sha256: 
     )
 
 
-def preserved_by(erasure: Erasure | MassErasure) -> tuple[str, ...]:
-    """All phrases that the user asked to keep."""
+def preserved_by(erasure: Outcome) -> tuple[str, ...]:
+    """All phrases that the user asked to keep; none where the method keeps nothing by name."""
+    if isinstance(erasure, EsdErasure):
+        return ()
     retained = erasure.retained if isinstance(erasure, MassErasure) else ()
     return tuple(dict.fromkeys(k.phrase for k in (*(k for c in erasure.concepts for k in c.preserve), *retained)))
 
 
-def method_name(erasure: Erasure | MassErasure) -> str:
-    """ "realera", or which of its parts ran; a mass erasure's own method."""
-    if isinstance(erasure, MassErasure):
-        return erasure.method
-    c = erasure.config
-    if c.closed_form_on and c.alignment_on and c.neighbors_on and c.beyond_on:
-        return "realera"
-    parts = [n for n, on in (("closed-form", c.closed_form_on), ("noise-alignment", c.alignment_on),
-                             ("neighbors", c.neighbors_on), ("beyond-concept", c.beyond_on)) if on]  # fmt: skip
-    return "realera: " + " + ".join(parts)
+def method_name(erasure: Outcome) -> str:
+    """The outcome's method."""
+    return erasure.method
 
 
 def export_checkpoint(
-    erasure: Erasure | MassErasure, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool,
+    erasure: Outcome, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
     """The erased checkpoint in the layout it came in, streamed from the base's file."""
@@ -121,15 +133,13 @@ def export_checkpoint(
 
         return new
 
-    touched = [n for n in checkpoint.architecture.projections if erasure.touches(n)]
+    touched = erasure.names(checkpoint.architecture.projections)
     kind = checkpoint.architecture.kind
     metadata = metadata_of(erasure, checkpoint, sha256).to_safetensors(kind, inherited=checkpoint.metadata)
     write_edited(checkpoint, target, {n: change(n) for n in touched}, metadata, overwrite, progress)
 
 
-def export_lora(
-    erasure: Erasure | MassErasure, factors: Factors, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool
-) -> None:
+def export_lora(erasure: Outcome, factors: Factors, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool) -> None:
     """Low-rank factors as a LoRA file that ComfyUI, WebUIs and diffusers read."""
     ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
     metadata = metadata_of(erasure, checkpoint, sha256).to_safetensors(checkpoint.architecture.kind, ranks, checkpoint.metadata)

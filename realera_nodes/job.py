@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .core.concepts import Concept, Preserved, check_together
+from .core.concepts import Concept, Preserved
 from .core.errors import ErasureError
-from .core.training import TrainState
-from .erasure import Erasure, ErasureConfig, erase
-from .exports import MAX_RANK, edit_lora, export_checkpoint, export_lora, method_name, whole_lora
+from .erasure import ErasureConfig
+from .exports import MAX_RANK, export_checkpoint, export_lora, loras_of, method_name
 from .formats.atomic import require_space
 from .formats.checkpoint import Checkpoint, open_checkpoint
-from .mass import MassErasure, check_mass, erase_many
+from .mass import check_mass
 from .mass_config import MassConfig
+from .methods import Config, Task, method_of
 from .mining import Progress, silent
+from .outcome import Outcome
 from .priors import Prior, read_prior
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
 from .report.report import Scorer, draw, embedding_residue, score, value_drift, write_report
-from .resume import EVERY, load_state, save_state, state_path
+from .resume import state_path
 from .settings import as_table
 from .shelf import Base, FolderShelf
 
@@ -34,14 +35,15 @@ class Job:
 
     Attributes:
         checkpoint: "demo", a .safetensors file or a diffusers folder
-        config: of RealEra; with ``mass`` the concepts are erased by that method instead, and ``retained`` are kept
-        prior: a file of priors.write_prior in place of the shipped captions, for ``mass``
+        config: of any method, which its type chooses
+        retained: phrases to keep beside the concepts' own
+        prior: a file of priors.write_prior in place of the shipped captions, for a mass erasure
     """
 
     checkpoint: str
     concepts: tuple[Concept, ...]
     out: Path
-    config: ErasureConfig = field(default_factory=ErasureConfig)
+    config: Config = field(default_factory=ErasureConfig)
     residue: tuple[str, ...] = ()
     unrelated: int = 4
     pictures: int = 4
@@ -54,7 +56,6 @@ class Job:
     max_rank: int = MAX_RANK
     save_checkpoint: bool = True
     overwrite: bool = False
-    mass: MassConfig | None = None
     retained: tuple[Preserved, ...] = ()
     prior: Path | None = None
 
@@ -84,22 +85,19 @@ def planned_files(job: Job, source: Source) -> dict[str, Path]:
     files = {}
     if job.save_checkpoint:
         files["checkpoint"] = job.out / (stem if source.checkpoint.is_folder else f"{stem}.safetensors")
-    if job.mass or job.config.alignment_on:
-        files["lora"] = job.out / f"{stem}-lora.safetensors"
-    if not job.mass and job.config.closed_form_on:
-        files["edit lora"] = job.out / f"{stem}-edit-lora.safetensors"
+    for role in method_of(job.config).loras(job.config):
+        files[role] = job.out / f"{stem}-{role.replace(' ', '-')}.safetensors"
     return files | {n: job.out / n for n in ("grid.png", "report.json", "report.md")}
 
 
 def prepare(job: Job) -> Source:
     """Everything that can be refused before any work is done. ErasureError says what to change."""
-    if job.mass:
-        prior = prior_of(job)
-        check_mass(job.concepts, (*job.retained, *(prior.retained if prior else ())))
-    else:
-        check_together(job.concepts)
+    prior = prior_of(job)
+    check_mass(job.concepts, (*job.retained, *(prior.retained if prior else ())))
     if not 1 <= job.pictures <= 64 or not 1 <= job.sampling_steps <= 1000:
         raise ErasureError("pictures must lie between 1 and 64 and sampling steps between 1 and 1000.")
+    if not job.save_checkpoint and not method_of(job.config).loras(job.config):
+        raise ErasureError("the method changes what no LoRA holds, so nothing would be written: let the checkpoint be saved.")
     source = open_source(job.checkpoint)
     if job.out.exists() and not job.out.is_dir():
         raise ErasureError(f"{job.out} is a file: give --out a folder.")
@@ -162,6 +160,7 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     erased = time.perf_counter()
     probes = probes_of(job, strongest_words(job.concepts, erasure.mined))
     deltas = erasure.deltas(backend.projections())
+    aims = erasure.anchors == tuple(c.anchor for c in job.concepts)
     seeds = [job.seed + i for i in range(job.pictures)]
     total, done = 2 * len(probes) * len(seeds), 0
 
@@ -172,19 +171,21 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
 
     scorer = scorer_of(job)
     before = score(draw(backend, probes, seeds, job.sampling_steps, job.guidance, drawn), scorer)
-    with backend.edited(deltas):
+    with erasure.on(backend):
         after = score(draw(backend, probes, seeds, job.sampling_steps, job.guidance, drawn), scorer)
     shown = time.perf_counter()
     written, rank = export(job, source, erasure, sha256, progress)
     facts = {
-        "concepts": [{"concept": c.phrase, "anchor": c.anchor} for c in job.concepts],
-        "named_neighbors": {c.phrase: [w.word for w in erasure.mined.near_of(c.phrase)] for c in job.concepts},
+        "concepts": [{"concept": c.phrase, "anchor": a} for c, a in zip(erasure.concepts, erasure.anchors, strict=True)],
+        "named_neighbors": {phrase: [w.word for w in erasure.mined.near_of(phrase)] for phrase in erasure.mined.named},
         "value_drift": value_drift(backend, probes, deltas),
-        "embedding_residue": embedding_residue(backend, probes, deltas),
+        # it measures the way to anchors, where they are what the method aims at
+        "embedding_residue": embedding_residue(backend, probes, deltas) if aims else {},
         "condition": erasure.transform.condition if erasure.transform else None,
         "rank": rank,
         "method": method_name(erasure),
-        "loss": _losses(erasure),
+        "loss": erasure.losses,
+        "notes": list(erasure.notes),
         "seconds": {"load": loaded - start, "erase": erased - loaded, "pictures": shown - erased,
                     "export": time.perf_counter() - shown},
         "files": [p.name for p in written],
@@ -196,50 +197,30 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     return table
 
 
-def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress) -> Erasure | MassErasure:
+def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress) -> Outcome:
     """The job's method, from where an earlier run of it stopped."""
-    if job.mass:
-        prior = prior_of(job)
-        shelf = FolderShelf.of(job.concepts, job.retained, job.mass, Base.of(source.checkpoint, sha256), prior=prior)
-        return erase_many(backend, job.concepts, job.mass, job.retained, progress, shelf, prior)
-    kept = state_path(job, sha256)
-
-    def remember(state: TrainState) -> None:
-        if state.step % EVERY == 0:
-            save_state(state, kept)
-
-    return erase(backend, job.concepts, job.config, progress, load_state(kept), remember)
-
-
-def _losses(erasure: Erasure | MassErasure) -> Any:
-    """Loss by step; of a mass erasure, by concept."""
-    if isinstance(erasure, MassErasure):
-        return erasure.losses
-    return erasure.state.losses if erasure.state else []
+    shelf, prior = None, prior_of(job)
+    if isinstance(job.config, MassConfig):
+        shelf = FolderShelf.of(job.concepts, job.retained, job.config, Base.of(source.checkpoint, sha256), prior=prior)
+    task = Task(backend, job.concepts, job.config, job.retained, progress, state_path(job, sha256), shelf, prior)
+    return method_of(job.config).run(task)
 
 
 def export(
-    job: Job, source: Source, erasure: Erasure | MassErasure, sha256: str, progress: Progress = silent
+    job: Job, source: Source, erasure: Outcome, sha256: str, progress: Progress = silent
 ) -> tuple[list[Path], dict[str, Any]]:
-    """Writes checkpoint and LoRAs; returns the paths, and rank and loss of the closed-form edit's LoRA."""
-    files = planned_files(job, source)
-    written, rank = [], {}
-    base = source.checkpoint
-    if isinstance(erasure, MassErasure):
-        lora = whole_lora(erasure, base.architecture.projections, base.read_projection, job.max_rank)
-        rank = {"lora": lora.rank, "dropped": lora.dropped}
-        export_lora(erasure, lora.factors, base, files["lora"], sha256, job.overwrite)
-        written.append(files.pop("lora"))
-    elif "edit lora" in files:
-        lora = edit_lora(erasure, base.architecture.projections, base.read_projection, job.max_rank)
-        rank = {"edit": erasure.low_rank.rank if erasure.low_rank else 0, "lora": lora.rank, "dropped": lora.dropped}
-        export_lora(erasure, lora.factors, source.checkpoint, files["edit lora"], sha256, job.overwrite)
-        written.append(files["edit lora"])
-    if "lora" in files:
-        export_lora(erasure, erasure.factors, source.checkpoint, files["lora"], sha256, job.overwrite)
-        written.append(files["lora"])
+    """Writes LoRAs and checkpoint; returns the paths, and ranks and loss of the LoRA that holds the closed form."""
+    files, base = planned_files(job, source), source.checkpoint
+    written, rank, loras = [], {}, loras_of(erasure, source.checkpoint, job.max_rank)
+    for role, lora in loras.items():
+        export_lora(erasure, lora.factors, base, files[role], sha256, job.overwrite)
+        written.append(files[role])
+    if erasure.transform is not None:
+        holding = loras.get("edit lora") or loras["lora"]
+        low_rank = getattr(erasure, "low_rank", None)
+        rank = {"edit": low_rank.rank if low_rank else 0, "lora": holding.rank, "dropped": holding.dropped}
     if "checkpoint" in files:
-        export_checkpoint(erasure, source.checkpoint, files["checkpoint"], sha256, job.overwrite,
+        export_checkpoint(erasure, base, files["checkpoint"], sha256, job.overwrite,
                           lambda done, total: progress("writing the checkpoint", done, total))  # fmt: skip
         written.append(files["checkpoint"])
     return written, rank

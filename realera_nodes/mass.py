@@ -25,6 +25,7 @@ from .core.training import TrainState
 from .mass_config import MassConfig
 from .mass_work import Work, fuse, train_concept
 from .mining import Mined, Progress, silent
+from .outcome import Outcome
 from .priors import Prior
 
 
@@ -47,7 +48,7 @@ class NoShelf:
 
 
 @dataclass
-class MassErasure:
+class MassErasure(Outcome):
     """What a mass erasure made: W0 becomes W0 + W0 (T - I) + up @ down.
 
     Attributes:
@@ -67,7 +68,7 @@ class MassErasure:
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     @property
-    def method(self) -> str:
+    def method(self) -> str:  # type: ignore[override]
         return self.config.method
 
     @cached_property
@@ -90,10 +91,6 @@ class MassErasure:
             lora = merged(self.factors, name).to(weight.device)
             total = lora if total is None else total + lora
         return total
-
-    def deltas(self, projections: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {name: self.delta(name, w) for name, w in projections.items()}
-        return {name: d for name, d in found.items() if d is not None}
 
 
 def check_mass(concepts: Sequence[Concept], retained: Sequence[Preserved]) -> None:

@@ -8,20 +8,13 @@ from typing import Any
 import torch
 
 from .job import DEMO, Job, load, planned_files, prepare, probes_of
+from .methods import method_of
 
 
-def forwards(job: Job, concepts: int, probes: int) -> dict[str, float]:
+def forwards(job: Job, probes: int) -> dict[str, float]:
     """UNet forwards by stage, in units of one forward of one latent; a backward counts for two."""
-    mining, alignment = job.config.neighbors, job.config.alignment
-    plan = {"anchor trajectories": concepts * 2.0 * alignment.trajectories * alignment.trajectory_steps}
-    if job.config.neighbors_on and mining.words:
-        plan["named neighbors"] = concepts * 2.0 * mining.candidates
-    if job.config.alignment_on:
-        even = 2 if job.config.beyond_on and alignment.beyond else 1
-        per_step = 4 * ((1 + even) / 2 if job.config.neighbors_on and alignment.neighbors else 1)
-        plan["noise alignment"] = per_step * alignment.steps * alignment.batch * alignment.accumulate
-    plan["pictures"] = 2.0 * 2 * probes * job.pictures * job.sampling_steps
-    return plan
+    pictures = 2.0 * 2 * probes * job.pictures * job.sampling_steps
+    return method_of(job.config).forwards(job.config, len(job.concepts)) | {"pictures": pictures}
 
 
 def plan(job: Job) -> str:
@@ -46,13 +39,10 @@ def plan(job: Job) -> str:
         "erase: " + ", ".join(f"{c.phrase} -> {c.anchor}" for c in job.concepts),
     ]
     total = 0.0
-    for stage, count in forwards(job, len(job.concepts), probes).items():
+    for stage, count in forwards(job, probes).items():
         total += count * second
         lines.append(f"  {stage:<20} {count:>7.0f} UNet forwards, about {count * second:.0f} s")
-    d = backend.context_width
-    gram = 6 * d * d * 8 / 2**20
-    lines.append(
-        f"  about {total / 60:.1f} minutes in all (one forward: {second * 1e3:.0f} ms), {gram:.0f} MB for the closed form"
-    )
+    size, purpose = method_of(job.config).memory(job.config, backend)
+    lines.append(f"  about {total / 60:.1f} minutes in all (one forward: {second * 1e3:.0f} ms), {size / 2**20:.0f} MB {purpose}")
     lines += [f"would write {path}" for path in planned_files(job, source).values()]
     return "\n".join(lines)

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from platformdirs import user_cache_path
-from safetensors.torch import save
 
 from .core.concepts import Concept
 from .core.training import TrainState
-from .formats.atomic import atomic_file
-from .formats.stream import SafetensorsFile
+from .formats.stream import SafetensorsFile, write_tensors
 
 if TYPE_CHECKING:
     from .job import Job
@@ -26,7 +24,8 @@ EVERY = 20
 
 def state_path(job: Job, base_sha256: str) -> Path:
     """Where a job's training state lives: same model, concepts and settings, same file."""
-    facts = json.dumps([base_sha256, [described(c) for c in job.concepts], asdict(job.config)], sort_keys=True)
+    method = [type(job.config).__name__, asdict(job.config), job.size, job.prediction, [asdict(p) for p in job.retained]]
+    facts = json.dumps([base_sha256, [described(c) for c in job.concepts], method], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     return user_cache_path("realera-nodes", appauthor=False) / "training" / f"{key}.safetensors"
 
@@ -43,14 +42,13 @@ def described(concept: Concept) -> dict[str, Any]:
 
 def save_state(state: TrainState, path: Path) -> None:
     """Writes a state, whole or not at all."""
-    tensors = {f"{kind}.{i}": t.detach().cpu().contiguous() for kind in ("parameters", "first", "second")
+    tensors = {f"{kind}.{i}": t.detach() for kind in ("parameters", "first", "second")
                for i, t in enumerate(getattr(state, kind))}  # fmt: skip
     assert state.generator is not None
     tensors["generator"] = state.generator
     facts = {"step": str(state.step), "losses": json.dumps(state.losses), "held": json.dumps(state.held)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path, overwrite=True) as f:
-        f.write(save(tensors, facts))
+    write_tensors(path, tensors, facts, overwrite=True)
 
 
 def load_state(path: Path) -> TrainState | None:

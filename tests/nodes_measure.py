@@ -59,6 +59,26 @@ def measure(backend: Any) -> dict[str, Tensor]:
         found |= {f"down {name}": down, f"up {name}": up}
     with torch.no_grad(), backend.edited(result.deltas(dict(backend.projections()))):
         found["erased noise"] = backend.predict_noise(fixed_noise(range(3)), torch.tensor([1, 500, 981]), text)
+    return found | others(backend, text)
+
+
+def others(backend: Any, text: Any) -> dict[str, Tensor]:
+    """UCE's transform; ESD's losses, and the noise of the networks it trained."""
+    from realera_nodes.core.concepts import Concept, Preserved
+    from realera_nodes.core.esd import EsdConfig
+    from realera_nodes.core.uce import UceConfig
+    from realera_nodes.esd import erase_esd
+    from realera_nodes.uce import erase_uce
+
+    concepts = [Concept("airplane", "sky", preserve=(Preserved("bird"),))]
+    found = {"uce change": erase_uce(backend, concepts, UceConfig()).transform.change}
+    for variant, lr in (("x", 1e-4), ("u", 1e-5)):
+        config = EsdConfig(variant=variant, steps=3, lr=lr, sampling_steps=3)
+        outcome = erase_esd(backend, concepts, config)
+        found[f"esd-{variant} losses"] = torch.tensor(outcome.losses)
+        with torch.no_grad(), outcome.on(backend):
+            found[f"esd-{variant} noise"] = backend.predict_noise(fixed_noise(range(3)), torch.tensor([1, 500, 981]), text)
+        found |= {f"esd-{variant} {name}": outcome.weights[name] for name in sorted(outcome.weights)[:3]}
     return found
 
 

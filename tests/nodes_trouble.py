@@ -120,6 +120,7 @@ def broken(backend: Any, nodes: dict[str, Any]) -> dict[str, str]:
         "MineNeighbors": given | {"concepts": (concept(),)}, "TrainLora": given | {"concepts": (concept(),)},
         "ClosedForm": given | {"concepts": (concept(),)}, "Erase": given | words,
         "Report": given | {"concepts": (concept(),), "vae": object()},
+        "Uce": given | {"concepts": (concept(),)}, "TrainEsd": given | {"concepts": (concept(),)},
     }  # fmt: skip
     rest()
     net, found = backend.patcher.model.diffusion_model, {}
@@ -131,7 +132,7 @@ def broken(backend: Any, nodes: dict[str, Any]) -> dict[str, str]:
         for name, more in attempts.items():
             found[f"{place} {name}"] = said(lambda name=name, more=more: execute(nodes[name], **more))
         weight.copy_(kept)
-    del found["elsewhere ClosedForm"]  # it asks nothing of the network but its cross-attention
+    del found["elsewhere ClosedForm"], found["elsewhere Uce"]  # they ask nothing of the network but its cross-attention
     return found
 
 

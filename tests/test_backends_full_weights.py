@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from realera_nodes.backends.full_weights import edited_parameters, esd, full_weights
+from realera_nodes.backends.full_weights import edited_parameters, esd
 from realera_nodes.core.alignment import join
 from realera_nodes.core.concepts import Concept
 from realera_nodes.core.errors import ErasureError
@@ -45,7 +45,7 @@ def asked(backend: Any, n: int = 2) -> tuple[torch.Tensor, torch.Tensor, Any]:
 def test_x_and_u_share_the_parameters_between_them() -> None:
     backend = tiny_backend("sd1")
     every = {n for n, _ in backend.unet.named_parameters()}
-    with full_weights(backend, X.trains) as x, full_weights(backend, U.trains) as u:
+    with backend.training_weights(X.trains) as x, backend.training_weights(U.trains) as u:
         assert set(x.base) | set(u.base) == every
         assert not set(x.base) & set(u.base)
         assert {n + ".weight" for n in backend.names} < set(x.base)
@@ -59,7 +59,7 @@ def test_untrained_it_is_the_model(kind: str) -> None:
     z, t, text = asked(backend)
     with torch.no_grad():
         plain = backend.predict_noise(z, t, text)
-        with full_weights(backend, U.trains) as student:
+        with backend.training_weights(U.trains) as student:
             assert student.latent_shape == tuple(z.shape[1:])
             with student.tuned():
                 assert torch.equal(student.predict_noise(z, t, text), plain)
@@ -76,7 +76,7 @@ def test_a_step_is_that_of_plain_training(config: EsdConfig) -> None:
     trained = {n: p.requires_grad_(True) for n, p in plain.named_parameters() if config.trains(n)}
     expected = plain(z, t, text.states)[0]
     expected.square().mean().backward()
-    with full_weights(backend, config.trains) as student:
+    with backend.training_weights(config.trains) as student:
         with student.tuned():
             noise = student.predict_noise(z, t, text)
             noise.square().mean().backward()
@@ -94,7 +94,7 @@ def test_the_way_to_a_latent_is_that_of_the_sampler(kind: str) -> None:
     noise, cat, empty = backend.noise([4]), backend.encode(["cat"]), backend.encode([""])
     if kind == "sdxl":  # whose pipeline takes zeros for no prompt
         empty = TextStates(torch.zeros_like(empty.states), empty.ids, torch.zeros_like(empty.pooled))
-    with full_weights(backend, X.trains) as student, torch.no_grad(), student.frozen():
+    with backend.training_weights(X.trains) as student, torch.no_grad(), student.frozen():
         timesteps, alphas = student.schedule(5)
         assert torch.equal(timesteps, run.timesteps)
         for until in range(5):
@@ -113,7 +113,7 @@ def test_training_leaves_the_model_as_it_was(kind: str, cancel: bool) -> None:
         before = snapshot(backend)
         z, t, text = asked(backend)
         try:
-            with full_weights(backend, U.trains) as student:
+            with backend.training_weights(U.trains) as student:
                 optimizer = torch.optim.SGD(student.parameters(), 1.0)
                 with student.tuned():
                     student.predict_noise(z, t, text).square().sum().backward()
@@ -140,7 +140,7 @@ def test_half_weights_keep_small_steps_in_float32() -> None:
     backend = copy.copy(tiny_backend("sd1"))
     backend.unet = copy.deepcopy(backend.unet).bfloat16()
     z, t, text = asked(backend)
-    with full_weights(backend, X.trains) as student, torch.no_grad():
+    with backend.training_weights(X.trains) as student, torch.no_grad():
         plain = backend.predict_noise(z, t, text)
         for _ in range(100):
             for p, delta in zip(student.base.values(), student.parameters(), strict=True):
@@ -152,6 +152,39 @@ def test_half_weights_keep_small_steps_in_float32() -> None:
     deltas = student.deltas()
     name = next(n for n in deltas if n.endswith("to_k.weight"))
     torch.testing.assert_close(deltas[name], 1e-2 * student.base[name].float(), rtol=1e-4, atol=1e-9)
+
+
+def test_small_gradients_survive_half_precision() -> None:
+    """The gradients of a loss as small as a trained one's, which float16 alone would lose, are those of float32."""
+    whole, half = tiny_backend("sd1"), copy.copy(tiny_backend("sd1"))
+    half.unet = copy.deepcopy(half.unet).half()
+    z, t, text = asked(whole)
+    found = []
+    for backend in (whole, half):
+        with backend.training_weights(X.trains) as student:
+            with student.tuned():
+                loss = 1e-4 * student.predict_noise(z, t, text).square().mean()
+                (loss * student.loss_scale).backward()
+            found.append(torch.cat([p.grad.flatten() for p in student.parameters()]) / student.loss_scale)
+            assert student.loss_scale == (1 if backend is whole else 2**13)
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.05
+    with half.training_weights(X.trains) as student:
+        with student.tuned():
+            (1e-4 * student.predict_noise(z, t, text).square().mean()).backward()
+        lost = torch.cat([p.grad.flatten() for p in student.parameters()])
+    assert float((lost - found[0]).norm() / found[0].norm()) > 0.05, "the scale is not needed here: a weaker test than meant"
+
+
+def test_quantised_weights_are_refused() -> None:
+    backend = copy.copy(tiny_backend("sd1"))
+    backend.unet = copy.deepcopy(backend.unet)
+    layer = backend.unet.get_submodule(backend.names[0])
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with (
+        pytest.raises(ErasureError, match=r"held as torch\.float8_e4m3fn, which cannot be trained"),
+        backend.training_weights(X.trains),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("variant", "lr"), [("x", 1e-4), ("u", 3e-6)])
@@ -231,6 +264,6 @@ def test_edits_of_another_model_are_refused() -> None:
 def test_training_nothing_is_refused() -> None:
     backend = tiny_backend("sd1")
     before = snapshot(backend)
-    with pytest.raises(ErasureError, match="no weight of the model was chosen"), full_weights(backend, lambda name: False):
+    with pytest.raises(ErasureError, match="no weight of the model was chosen"), backend.training_weights(lambda name: False):
         pass
     assert snapshot(backend) == before

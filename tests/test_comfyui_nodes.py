@@ -29,6 +29,7 @@ NODES = {
     "RealEra_Refinement": "MACE Refinement", "RealEra_TrainSuppression": "Train Suppression LoRA",
     "RealEra_AddLora": "Add Erasure LoRA", "RealEra_FuseLoras": "Fuse Erasure LoRAs",
     "RealEra_EraseMany": "Erase Many Concepts",
+    "RealEra_Uce": "UCE Edit", "RealEra_TrainEsd": "Train ESD",
 }  # fmt: skip
 #: of 255, largest difference of pictures whose models are the same but for the order of sums
 SAME = 2

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from realera_nodes.core.alignment import join
 from realera_nodes.core.errors import ErasureError
-from realera_nodes.core.esd import EsdConfig, esd_loss, partly_denoised, train_esd
+from realera_nodes.core.esd import EsdConfig, denoised, esd_loss, partly_denoised, train_esd
 from realera_nodes.core.spans import TextStates
 from realera_nodes.core.training import TrainState
 
@@ -37,6 +37,7 @@ class Toy:
     mode: str = "none"
     spoil_after: int = 10**9
     latent_shape: tuple[int, ...] = SHAPE
+    loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
         n = math.prod(SHAPE)
@@ -265,11 +266,51 @@ def test_what_on_step_raises_comes_through() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+    calm = Toy()
+    train(calm, replace(CONFIG, steps=1))
+    model, state = Toy(spoil_after=len(calm.calls)), TrainState()
+    with pytest.raises(ErasureError, match=r"^the loss is not finite at step 2: lower lr \(now 0\.01\) or eta \(now 1\)\.$"):
+        train(model, state=state)
+    assert (state.step, model.mode) == (1, "none")
+    assert torch.equal(model.delta, calm.delta)
+
+
+def test_a_damaged_model_is_named_before_anything_is_trained() -> None:
     model, state = Toy(spoil_after=0), TrainState()
-    with pytest.raises(ErasureError, match=r"^the loss is not finite at step 1: lower lr \(now 0\.01\)\.$"):
+    with pytest.raises(ErasureError, match="the model predicts NaN or infinite noise: its weights are damaged"):
         train(model, state=state)
     assert (state.step, model.mode) == (0, "none")
     assert torch.equal(model.delta, torch.zeros_like(model.delta))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_the_losss_scale_changes_no_step(clip: float) -> None:
+    plain, scaled = Toy(), Toy(loss_scale=2.0**13)
+    a, b = (train(model, replace(CONFIG, clip=clip)) for model in (plain, scaled))
+    assert torch.equal(plain.delta, scaled.delta)
+    assert a.losses == b.losses
+
+
+def test_gradients_that_overflow_are_named() -> None:
+    model = Toy(loss_scale=math.inf)
+    with pytest.raises(ErasureError, match="gradients overflow half precision"):
+        train(model)
+    assert torch.equal(model.delta, torch.zeros_like(model.delta))
+
+
+def test_the_whole_way_ends_without_noise() -> None:
+    """A model that knows the noise is led to the clean latent in any number of steps."""
+    clean, noise = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(5))
+
+    class Knows:
+        def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
+            return noise.expand(len(z), *SHAPE)
+
+    for steps in (1, 5):
+        timesteps, alphas = Toy().schedule(steps)
+        start = alphas[0].sqrt() * clean + (1 - alphas[0]).sqrt() * noise
+        found = denoised(Knows(), start, CONCEPTS[0], EMPTY, timesteps, alphas, 3.0)
+        torch.testing.assert_close(found, clean, rtol=1e-4, atol=1e-4)
 
 
 def test_the_gradient_is_clipped() -> None:

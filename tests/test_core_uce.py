@@ -69,7 +69,7 @@ CONCEPTS = [
     s_e=st.floats(0.05, 5), s_p=st.floats(0.05, 5), mu=st.floats(1e-2, 5), guide=st.sampled_from(["", "art", "a grey stone"])
 )  # fmt: skip
 def test_last_subject_tokens_by_the_formula_in_every_layer(s_e: float, s_p: float, mu: float, guide: str) -> None:
-    config = UceConfig(guide=guide, erase_scale=s_e, preserve_scale=s_p, mu=mu)
+    config = UceConfig(to_anchor=False, guide=guide, erase_scale=s_e, preserve_scale=s_p, mu=mu)
     transform = uce(encode, words, CONCEPTS, config, WIDTH)
     target = encode([guide]).states[0, len(guide.split())][None]  # the start token of an empty guide
     erased = [(encode([p]).states[0, n][None], target) for p, n in (("big red dog", 3), ("hound", 1), ("van", 1))]
@@ -97,7 +97,7 @@ def test_aligned_tokens_by_the_formula_in_every_layer(guide: str) -> None:
 
 
 def test_each_concept_to_its_own_anchor() -> None:
-    transform = uce(encode, words, CONCEPTS, UceConfig(to_anchor=True, guide="unused"), WIDTH)
+    transform = uce(encode, words, CONCEPTS, UceConfig(), WIDTH)
     cat, bus = encode(["cat"]).states[0, 1][None], encode(["bus"]).states[0, 1][None]
     rows = [encode([p]).states[0, n][None] for p, n in (("big red dog", 3), ("hound", 1), ("van", 1))]
     kept = [encode([p]).states[0, n][None] for p, n in (("wolf", 1), ("old fox", 2), ("ship", 1))]
@@ -108,7 +108,7 @@ def test_each_concept_to_its_own_anchor() -> None:
 
 def test_templates_move_the_subject() -> None:
     """An empty guide in a template leaves the word before it."""
-    config = UceConfig(templates=("a photo of {}", "{} walks by"))
+    config = replace(UCE_NEW, templates=("a photo of {}", "{} walks by"))
     grams = uce_grams(encode, words, [Concept("red dog", "cat")], config, WIDTH)
     rows = torch.stack([encode(["a photo of red dog"]).states[0, 5], encode(["red dog walks by"]).states[0, 2]])
     targets = torch.stack([encode(["a photo of "]).states[0, 3], encode([" walks by"]).states[0, 0]])
@@ -149,9 +149,9 @@ def test_the_two_codes() -> None:
 
 def test_a_concept_is_moved_by_its_own_row_and_no_other() -> None:
     """The last-subject rule leaves a token after the phrase where the kept phrases put it; a strong ridge leaves all."""
-    still = uce(encode, words, CONCEPTS, UceConfig(mu=1e9), WIDTH)
+    still = uce(encode, words, CONCEPTS, replace(UCE_NEW, mu=1e9), WIDTH)
     assert float(still.change.norm()) < 1e-7
-    strong = uce(encode, words, CONCEPTS, UceConfig(mu=1e-9), WIDTH)
+    strong = uce(encode, words, CONCEPTS, replace(UCE_NEW, mu=1e-9), WIDTH)
     e, v = encode(["van"]).states[0, 1], encode([""]).states[0, 0]
     torch.testing.assert_close(strong.rows(e[None])[0], v, rtol=1e-6, atol=1e-6)
     p = encode(["ship"]).states[0, 1]
@@ -191,7 +191,7 @@ def test_settings_out_of_range_are_refused(change: dict, sentence: str) -> None:
     [
         ([], UCE_NEW, "no concept to erase"),
         ([Concept("dog", "cat"), Concept("Dog", "sky")], UCE_NEW, '"Dog" is on the list twice'),
-        ([Concept("art", "cat")], UceConfig(guide="art"), '"art" is both erased and the guide'),
+        ([Concept("art", "cat")], replace(UCE_NEW, guide="art"), '"art" is both erased and the guide'),
         ([Concept("dog", "cat", preserve=(Preserved("van"),)), Concept("van", "bus")], UCE_NEW, "erased, but also preserved"),
     ],
 )

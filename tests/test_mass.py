@@ -120,7 +120,7 @@ def test_contradictory_lists_are_named(concepts, retained, says: str) -> None:
 
 def job(out: Path, **changes) -> Job:
     base = Job(str(tiny_files("sd1")[1]), CONCEPTS, out, residue=("jet",), pictures=1, sampling_steps=1, size=SIDE, device="cpu",
-               mass=SMALL, retained=KEPT)  # fmt: skip
+               config=SMALL, retained=KEPT)  # fmt: skip
     return replace(base, **changes)
 
 

@@ -16,9 +16,11 @@ import pytest
 import realera_nodes
 from realera_nodes.core.alignment import AlignmentConfig
 from realera_nodes.core.closed_form import ClosedFormConfig
+from realera_nodes.core.esd import EsdConfig
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.core.refinement import RefinementConfig
 from realera_nodes.core.suppression import SuppressionConfig
+from realera_nodes.core.uce import UceConfig
 from realera_nodes.erasure import ErasureConfig
 
 PACK = Path(realera_nodes.__file__).parents[1]
@@ -32,6 +34,7 @@ DISPLAY = {
     "RealEra_Refinement": "MACE Refinement", "RealEra_TrainSuppression": "Train Suppression LoRA",
     "RealEra_AddLora": "Add Erasure LoRA", "RealEra_FuseLoras": "Fuse Erasure LoRAs",
     "RealEra_EraseMany": "Erase Many Concepts",
+    "RealEra_Uce": "UCE Edit", "RealEra_TrainEsd": "Train ESD",
 }  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def test_every_input_and_output_is_explained(nodes) -> None:
 
 def test_no_seed_changes_by_itself(nodes) -> None:
     seeds = [i for _, schema in nodes.values() for i in schema.inputs if i.id == "seed"]
-    assert len(seeds) == 6
+    assert len(seeds) == 7
     assert not any(s.given["control_after_generate"] for s in seeds)
 
 
@@ -118,6 +121,8 @@ def test_no_seed_changes_by_itself(nodes) -> None:
         ("RealEra_Refinement", RefinementConfig, {}, {"lambda_2", "prior_rows", "double_scale", "max_condition"}),
         ("RealEra_FuseLoras", RefinementConfig, {}, {"lambda_1", "prior_rows", "double_scale", "max_condition", "head"}),
         ("RealEra_Erase", ErasureConfig, {}, {"neighbors", "closed_form", "alignment"}),
+        ("RealEra_Uce", UceConfig, {}, {"max_condition"}),
+        ("RealEra_TrainEsd", EsdConfig, {"clip": "clip_norm"}, set()),
     ],
 )
 def test_settings_are_the_dataclasses_own(nodes, key, config, renamed, left_out) -> None:
@@ -239,6 +244,19 @@ def test_validation_of_settings(nodes) -> None:
     assert "neither W_K nor W_V" in edit(keys=False, values=False)
     assert train(targets="attn2.to_v") is True
     assert "targets is empty" in train(targets=" , ")
+    uce, esd = (nodes[f"RealEra_{k}"][0].validate_inputs for k in ("Uce", "TrainEsd"))
+    fine = {"tokens": "aligned", "to_anchor": True, "guide": "", "templates": "{}\na photo of {}", "keys": True, "values": False}
+    assert uce(**fine) is True
+    assert uce(**dict.fromkeys(fine)) is True  # wired up: known when it runs
+    assert "set to_anchor off" in uce(**(fine | {"guide": "art"}))
+    assert uce(**(fine | {"guide": "art", "to_anchor": False})) is True
+    assert "neither W_K nor W_V" in uce(**(fine | {"keys": False}))
+    assert "must hold {} once" in uce(**(fine | {"templates": "\n"}))
+    assert "tokens is " in uce(**(fine | {"tokens": "all"}))  # the host itself takes any word in place of an option
+    words = {"variant": "u", "origin": "concept", "drawn_by": None, "templates": "a photo of {}"}
+    assert esd(**words) is True
+    assert "must hold {} once" in esd(**(words | {"templates": "a photo"}))
+    assert "variant is " in esd(**(words | {"variant": "y"}))
 
 
 def test_text_widgets_become_concepts(nodes) -> None:

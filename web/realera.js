@@ -13,6 +13,8 @@ const VIEWS = {
   RealEra_MineNeighbors: [[neighborMap], "Queue the graph to see what lies around the concept in this model."],
   RealEra_ClosedForm: [[textBlock], "Queue the graph to read what the edit moves."],
   RealEra_TrainLora: [[lossCurve], "Queue the graph to follow the loss."],
+  RealEra_Uce: [[textBlock], "Queue the graph to read what the edit moves."],
+  RealEra_TrainEsd: [[lossCurve, textBlock], "Queue the graph to follow the loss."],
   RealEra_Erase: [[lossCurve, textBlock], "Queue the graph to follow the loss and read what the erasure moves."],
   RealEra_Report: [[reportTable], "Queue the graph to compare the model before and after."],
 };

@@ -16,15 +16,17 @@ import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.adapters import AdapterSettings, Factors, merged
 from ..core.alignment import Trajectories
 from ..core.errors import ErasureError
+from ..core.esd import denoised
 from ..core.spans import TextStates
 from .comfy_student import HookStudent, thaw
 from .comfy_text import ComfyText
-from .comfy_weights import PREFIX, SUPPORTED, EffectiveWeights, finite, layer_keys, plain
+from .comfy_weights import PREFIX, SUPPORTED, EffectiveWeights, finite, layer_keys, parameter_keys, plain
+from .full_weights import FullWeights, full_weights
 
 KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
@@ -56,7 +58,7 @@ class ComfyBackend:
         self.encode, self.rows, self.end_states = self.text.encode, self.text.rows, self.text.end_states
         self.phrase_ids, self.vocabulary, self.encoder_hash = self.text.phrase_ids, self.text.vocabulary, self.text.encoder_hash
         self.vae, self.side = vae, side or self._native_side()
-        self._student: HookStudent | None = None
+        self._student: HookStudent | FullWeights | None = None
 
     def _native_side(self) -> int:
         v = self.patcher.model.model_type == comfy.model_base.ModelType.V_PREDICTION
@@ -79,9 +81,9 @@ class ComfyBackend:
 
     @contextmanager
     def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the UNet computes with weight + delta: a patch on a clone."""
-        clone = self.patcher.clone()
-        patches: dict[str, Any] = {self.keys[name]: ("diff", (delta,)) for name, delta in deltas.items()}
+        """Inside, the UNet computes with weight + delta, by canonical name or any parameter's own: a patch on a clone."""
+        clone, keys = self.patcher.clone(), self.keys | parameter_keys(self.patcher)
+        patches: dict[str, Any] = {keys[name]: ("diff", (delta,)) for name, delta in deltas.items()}
         clone.add_patches(patches)
         before, self.patcher = self.patcher, clone
         try:
@@ -97,21 +99,36 @@ class ComfyBackend:
     @contextmanager
     def training(self, deltas: Mapping[str, Tensor], config: AdapterSettings) -> Iterator[HookStudent]:
         """A student: the model + ``deltas`` + a fresh LoRA, by hooks. On leaving, the network is as it was."""
-        self._require_plain_input()
         wanted = [n for n in self.keys if n.endswith(config.targets)]
         if not wanted:
             raise ErasureError(f"no module of the model ends with {' or '.join(config.targets)}: choose other targets.")
+        with self._trainable() as net:
+            modules = {n: net.get_submodule(self.keys[n].removesuffix(".weight")) for n in {*wanted, *deltas}}
+            self._student = student = HookStudent(self, modules, wanted, deltas, config)
+            try:
+                yield student
+            finally:
+                student.remove()
+
+    @contextmanager
+    def training_weights(self, wanted: Callable[[str], bool]) -> Iterator[FullWeights]:
+        """A student that trains whole parameters, those whose name (diffusers') is ``wanted``: differences beside the network."""
+        paths = {name: key for name, key in parameter_keys(self.patcher).items() if wanted(name)}
+        with self._trainable() as net, full_weights(self, net, paths) as student:
+            self._student = student
+            yield student
+
+    @contextmanager
+    def _trainable(self) -> Iterator[nn.Module]:
+        """The model, wholly on its device and fit for gradients; its flags are put back."""
+        self._require_plain_input()
         with torch.inference_mode(False), torch.enable_grad():
             self._load_whole()
             net = self.patcher.model
             flags = thaw(net)
             try:
-                modules = {n: net.get_submodule(self.keys[n].removesuffix(".weight")) for n in {*wanted, *deltas}}
-                self._student = HookStudent(self, modules, wanted, deltas, config)
-                yield self._student
+                yield net
             finally:
-                if self._student is not None:
-                    self._student.remove()
                 self._student = None
                 for p, flag in flags:
                     p.requires_grad_(flag)
@@ -181,9 +198,8 @@ class ComfyBackend:
         ``on_latent`` gets the latents (N, 4, h, w), in VP space, before every step.
         """
         self._require_plain_input()
-        sampling, table = self._sampling(), self._sampling().sigmas.cpu()
-        timesteps = (torch.arange(steps).flip(0) * (len(table) // steps) + 1).clamp(max=len(table) - 1)
-        sigmas = torch.cat([table[timesteps], torch.zeros(1)])
+        sampling, (timesteps, _) = self._sampling(), self.schedule(steps)
+        sigmas = torch.cat([sampling.sigmas.cpu()[timesteps], torch.zeros(1)])
         first = sigmas[0]
         if not float(first) >= float(sampling.sigma_max) * (1 - 1e-5):  # else the host does it
             noise = noise * (1 + first.square()).sqrt() / first
@@ -202,6 +218,12 @@ class ComfyBackend:
             disable_pbar=True, seed=0,
         )  # fmt: skip
         return finite(samples.float().cpu()), timesteps
+
+    def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
+        """DDIM's timesteps (S,), noisiest first, and alpha_bar (S,) at each."""
+        alphas = self.alphas()
+        timesteps = (torch.arange(steps).flip(0) * (len(alphas) // steps) + 1).clamp(max=len(alphas) - 1)
+        return timesteps, alphas[timesteps]
 
     def alphas(self) -> Tensor:
         """Cumulative products of the noise schedule, (1000,)."""
@@ -246,12 +268,12 @@ class ComfyBackend:
     def preview(self, prompt: str, seed: int = 0, steps: int = 12, guidance: float = 5.0) -> Tensor:
         """(3, H, W) in [0, 1] as the student draws it inside ``training``; without a VAE a coarse one from the latent."""
         assert self._student is not None
-        with self._student.student():
-            samples, _ = self.sample([prompt], self.noise([seed]), steps, guidance)
+        texts = self.encode([prompt]), self.encode([""])
+        with self._student.student():  # not by the host's sampler, which could move weights while they are stood in for
+            latent = denoised(self._student, self.noise([seed]), *texts, *self.schedule(steps), guidance).cpu()[0]
         if self.vae is not None:
-            picture = self.vae.decode(samples)[0, ..., :3].movedim(-1, 0)
+            picture = self.vae.decode(self.patcher.model.process_latent_out(latent[None]))[0, ..., :3].movedim(-1, 0)
             self._load_whole()  # decoding may have moved the UNet away
             return picture.float().cpu().clamp(0, 1)
-        latent = self.patcher.model.process_latent_in(samples)[0]
         colors = torch.tensor(self.patcher.model.latent_format.latent_rgb_factors)
         return ((torch.einsum("chw,ck->khw", latent, colors) + 1) / 2).clamp(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,12 @@ from torch import Tensor
 from ..core.adapters import Factors
 from ..core.closed_form import Transform
 from ..core.errors import ErasureError
-from ..erasure import Erasure
 from ..exports import method_name, preserved_by
 from ..formats.lora import lora_tensors
-from ..mass import MassErasure
+from ..outcome import Outcome
 from ..settings import as_table
 from .comfy import KINDS, ComfyBackend
-from .comfy_weights import EffectiveWeights, layer_keys
+from .comfy_weights import EffectiveWeights, layer_keys, parameter_keys
 
 #: where a MODEL keeps the records of its edits
 ATTACHMENT = "realera_edits"
@@ -38,6 +37,7 @@ class EditRecord:
         config: the settings, JSON values
         kinds: of the concepts; empty: not said
         transform: of MACE's refinement, on which LoRAs are fused
+        whole: whether it changes parameters of any kind, not only projections
     """
 
     method: str
@@ -48,6 +48,7 @@ class EditRecord:
     patches: tuple[Any, ...] = ()
     kinds: tuple[str, ...] = ()
     transform: Transform | None = None
+    whole: bool = False
 
 
 class ErasureLora(dict[str, Tensor]):
@@ -58,15 +59,16 @@ class ErasureLora(dict[str, Tensor]):
         self.factors, self.record, self.kind = factors, record, kind
 
 
-def record_of(erasure: Erasure | MassErasure, method: str = "", config: Any = None) -> EditRecord:
+def record_of(erasure: Outcome, method: str = "", config: Any = None) -> EditRecord:
     """The record of what an erasure did, or a part of it, which then is named by ``method`` and has its own ``config``."""
     return EditRecord(
         method or method_name(erasure),
         tuple(c.phrase for c in erasure.concepts),
-        tuple(c.anchor for c in erasure.concepts),
+        erasure.anchors,
         preserved_by(erasure),
         as_table(erasure.config if config is None else config),
         kinds=tuple(c.kind for c in erasure.concepts),
+        whole=erasure.whole,
     )
 
 
@@ -76,8 +78,8 @@ def records_of(model: Any) -> tuple[EditRecord, ...]:
 
 
 def with_deltas(model: Any, deltas: Mapping[str, Tensor], record: EditRecord) -> Any:
-    """A clone of a MODEL with weight + delta; the deltas are kept in the type of the weights."""
-    keys = layer_keys(model)
+    """A clone of a MODEL with weight + delta, by canonical name or any parameter's own; kept in the type of the weights."""
+    keys = layer_keys(model) | (parameter_keys(model) if record.whole else {})
     state = model.model.state_dict()
     patches = {keys[n]: ("diff", (d.to("cpu", state[keys[n]].dtype),)) for n, d in deltas.items()}
     for key, (_, (delta,)) in patches.items():
@@ -105,11 +107,26 @@ def _patched(model: Any, patches: dict[str, Any], strength: float, record: EditR
     return clone
 
 
+def without_edits(model: Any) -> Any:
+    """A MODEL as it was before all of this pack's edits."""
+    return _without(model, records_of(model))[0]
+
+
 def split(model: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A MODEL as it was before this pack's edits, and what they change: (clone, canonical name -> delta (out, in) float32)."""
-    records = records_of(model)
+    """A MODEL as it was before this pack's edits, and what they change: (clone, canonical name -> delta (out, in) float32).
+
+    Edits of whole weights (ESD) stay on it: they are no matter of projections, and count as the model's own.
+    """
+    base, touched = _without(model, [r for r in records_of(model) if not r.whole])
+    keys = {name: key for name, key in layer_keys(model).items() if key in touched}
+    before, after = EffectiveWeights(base, keys), EffectiveWeights(model, keys)
+    return base, {name: after[name] - before[name] for name in keys}
+
+
+def _without(model: Any, records: Sequence[EditRecord]) -> tuple[Any, set[str]]:
+    """A clone of a MODEL without some of its edits, and the keys that they change; itself, if there are none."""
     if not records:
-        return model, {}
+        return model, set()
     ours = {id(p) for record in records for p in record.patches}
     base = model.clone()
     touched = set()
@@ -121,10 +138,12 @@ def split(model: Any) -> tuple[Any, dict[str, Tensor]]:
         if not kept:
             del base.patches[key]
     base.patches_uuid = uuid.uuid4()
-    base.remove_attachments(ATTACHMENT)
-    keys = {name: key for name, key in layer_keys(model).items() if key in touched}
-    before, after = EffectiveWeights(base, keys), EffectiveWeights(model, keys)
-    return base, {name: after[name] - before[name] for name in keys}
+    left = tuple(r for r in records_of(model) if not any(r is gone for gone in records))
+    if left:
+        base.set_attachments(ATTACHMENT, left)
+    else:
+        base.remove_attachments(ATTACHMENT)
+    return base, touched
 
 
 def effective(backend: ComfyBackend) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ErasureError
+from ..formats.unet_names import ldm_parameters
 
 PREFIX = "diffusion_model."
 PROJECTIONS = ("attn2.to_k.weight", "attn2.to_v.weight")
@@ -72,3 +73,18 @@ def layer_keys(patcher: Any) -> dict[str, str]:
     if unknown:
         raise ErasureError(f"the UNet has a layer of an unknown layout ({unknown[0]}): {SUPPORTED}.")
     return {name: key for key, name in sorted(keys.items(), key=lambda item: item[1]) if key.endswith(".weight")}
+
+
+def parameter_keys(patcher: Any) -> dict[str, str]:
+    """Keys of all of the UNet's parameters by diffusers' names.
+
+    Raises:
+        ErasureError: a UNet with parts of an unknown layout.
+    """
+    names = [key.removeprefix(PREFIX) for key in patcher.model.state_dict() if key.startswith(PREFIX)]
+    sdxl = patcher.model.model_config.unet_config.get("num_classes") == "sequential"
+    found = ldm_parameters(names, sdxl)
+    unknown = set(names) - set(found.values())
+    if unknown:
+        raise ErasureError(f"the UNet has a part of an unknown layout ({min(unknown)}): {SUPPORTED}.")
+    return {name: PREFIX + stored for name, stored in found.items()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.adapters import AdapterSettings, Factors, merged
 from ..core.alignment import Trajectories
@@ -15,6 +16,7 @@ from ..core.errors import ErasureError
 from ..core.spans import TextStates
 from ..formats.architecture import KINDS, SUPPORTED
 from .diffusers_text import DiffusersText
+from .full_weights import FullWeights, edited_parameters, full_weights
 from .student import ADAPTER, PeftStudent
 
 
@@ -81,21 +83,18 @@ class DiffusersBackend(DiffusersText):
             raise ErasureError(f"the model has no layer {name}: the edit was made for another model.") from error
         return getattr(module, "base_layer", module)
 
-    @contextmanager
-    def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the UNet computes with weight + delta. The parameters themselves are put back, whatever happens."""
-        originals = {name: self.linear(name).weight for name in deltas}
-        try:
-            for name, w in originals.items():
-                if deltas[name].shape != w.shape:
-                    raise ErasureError(f"the edit of {name} has shape {tuple(deltas[name].shape)} instead of {tuple(w.shape)}: "
-                                       "it was made for another model.")  # fmt: skip
-                new = (w.detach().float() + deltas[name].to(w.device).float()).to(w.dtype)
-                self.linear(name).weight = nn.Parameter(new, requires_grad=False)
-            yield
-        finally:
-            for name, w in originals.items():
-                self.linear(name).weight = w
+    def edited(self, deltas: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, the UNet computes with weight + delta, by a projection's canonical name or any parameter's own.
+
+        The parameters themselves are put back, whatever happens. ErasureError: an edit of another model.
+        """
+        return edited_parameters(self.unet, {self._parameter(name): delta for name, delta in deltas.items()})
+
+    def _parameter(self, name: str) -> str:
+        """Path of the parameter that a name stands for."""
+        if name.endswith((".weight", ".bias")):
+            return name
+        return f"{name}.base_layer.weight" if self.linear(name) is not self.unet.get_submodule(name) else f"{name}.weight"
 
     @contextmanager
     def adapted(self, factors: Factors) -> Iterator[None]:
@@ -132,7 +131,21 @@ class DiffusersBackend(DiffusersText):
             for p, flag in zip(self.unet.parameters(), wanted, strict=True):
                 p.requires_grad_(flag)
 
+    @contextmanager
+    def training_weights(self, wanted: Callable[[str], bool]) -> Iterator[FullWeights]:
+        """A student that trains whole parameters, those whose name is ``wanted``. On leaving, the UNet is as it was."""
+        paths = {name: name for name, _ in self.unet.named_parameters() if wanted(name)}
+        with full_weights(self, self.unet, paths) as student:
+            yield student
+
     # pictures
+
+    def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
+        """DDIM's timesteps (S,), noisiest first, and alpha_bar (S,) at each."""
+        scheduler = copy.deepcopy(self.scheduler)  # it may be in the middle of something
+        scheduler.set_timesteps(steps)
+        timesteps = scheduler.timesteps.cpu().clone()
+        return timesteps, scheduler.alphas_cumprod.cpu()[timesteps]
 
     def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
         """eps(z_t, t, text): (B, 4, h, w) float32."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +15,9 @@ from ..core.errors import ErasureError
 from ..core.esd import EsdConfig, esd_prompts, train_esd
 from ..core.spans import TextStates
 from ..core.training import TrainState
+
+#: types of weights that autograd takes
+TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Call(nn.Module):
@@ -30,33 +32,41 @@ class _Call(nn.Module):
 
 
 class FullWeights:
-    """A ``FullStudent`` on a diffusers UNet: weight + difference inside ``tuned``, the weights alone outside of it.
+    """A ``FullStudent`` on a UNet: weight + difference inside ``tuned``, the weights alone outside of it.
 
     Differences are float32 whatever the UNet's type, so that no small step is lost; their sum with the weights is rounded to
-    that type for the call. Memory beside the UNet: for each trained weight its difference, Adam's two moments, and the sum.
+    that type for the call. Memory beside the UNet: for each trained weight its difference, gradient, Adam's two moments, and
+    the sum.
 
     Args:
-        backend: a ``DiffusersBackend``
-        names: of the UNet's parameters that train, as in its state dict
+        backend: whose ``predict_noise`` calls the network
+        network: the UNet
+        paths: name (diffusers') -> path in the network of each parameter that trains
+
+    Raises:
+        ErasureError: a parameter of a type without gradients.
     """
 
-    def __init__(self, backend: Any, names: Sequence[str]):
+    def __init__(self, backend: Any, network: nn.Module, paths: Mapping[str, str]):
         self.backend = backend
         self.latent_shape: tuple[int, ...] = tuple(backend.noise([0]).shape[1:])
-        parameters = dict(backend.unet.named_parameters())
-        self.base = {name: parameters[name] for name in sorted(names)}
+        self.paths = {name: paths[name] for name in sorted(paths)}
+        parameters = dict(network.named_parameters())
+        self.base = {name: parameters[path] for name, path in self.paths.items()}
+        for name, p in self.base.items():
+            if p.dtype not in TRAINABLE:
+                raise ErasureError(f"{name} is held as {p.dtype}, which cannot be trained: load it as float16 or float32.")
+        half = any(p.dtype == torch.float16 for p in self.base.values())
+        self.loss_scale = 2.0**13 if half else 1.0
         self._deltas = {
             name: nn.Parameter(torch.zeros(p.shape, dtype=torch.float32, device=p.device)) for name, p in self.base.items()
         }
-        self._call = _Call(backend.unet, backend.predict_noise)
+        self._call = _Call(network, backend.predict_noise)
         self._sum: dict[str, Tensor] | None = None
 
     def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
         """DDIM's timesteps (S,), noisiest first, and alpha_bar (S,) at each."""
-        scheduler = copy.deepcopy(self.backend.scheduler)  # the backend's own may be in the middle of something
-        scheduler.set_timesteps(steps)
-        timesteps = scheduler.timesteps.cpu().clone()
-        return timesteps, scheduler.alphas_cumprod.cpu()[timesteps]
+        return self.backend.schedule(steps)
 
     def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
         if self._sum is None:
@@ -67,7 +77,8 @@ class FullWeights:
     def tuned(self) -> Iterator[None]:
         """The weights with their differences, summed once on entering: a step of the optimiser shows after the next entry."""
         before = self._sum
-        self._sum = {f"network.{n}": (p.float() + self._deltas[n]).to(p.dtype) for n, p in self.base.items()}
+        parts = ((self.paths[name], p, self._deltas[name]) for name, p in self.base.items())
+        self._sum = {f"network.{path}": (p.float() + delta).to(p.dtype) for path, p, delta in parts}
         try:
             yield
         finally:
@@ -82,6 +93,10 @@ class FullWeights:
         finally:
             self._sum = before
 
+    def student(self) -> AbstractContextManager[None]:
+        """The weights in training, by the name that adapters' students have for them."""
+        return self.tuned()
+
     def parameters(self) -> list[nn.Parameter]:
         return list(self._deltas.values())
 
@@ -91,19 +106,18 @@ class FullWeights:
 
 
 @contextmanager
-def full_weights(backend: Any, wanted: Callable[[str], bool]) -> Iterator[FullWeights]:
-    """A student with the parameters whose name is ``wanted``. On leaving, the UNet is as it was, its gradient flags too.
+def full_weights(backend: Any, network: nn.Module, paths: Mapping[str, str]) -> Iterator[FullWeights]:
+    """A student with the parameters at ``paths``. On leaving, the network is as it was, its gradient flags too.
 
     Raises:
-        ErasureError: no parameter is wanted.
+        ErasureError: no parameter is wanted, or one that cannot be trained.
     """
-    names = [name for name, _ in backend.unet.named_parameters() if wanted(name)]
-    if not names:
+    if not paths:
         raise ErasureError("no weight of the model was chosen for training: it has no layers of that kind; choose other ones.")
-    flags = [(p, p.requires_grad) for p in backend.unet.parameters()]
-    backend.unet.requires_grad_(False)  # else backward would fill the gradients of all weights that do not train
+    flags = [(p, p.requires_grad) for p in network.parameters()]
+    network.requires_grad_(False)  # else backward would fill the gradients of all weights that do not train
     try:
-        yield FullWeights(backend, names)
+        yield FullWeights(backend, network, paths)
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
@@ -123,7 +137,8 @@ def edited_parameters(network: nn.Module, deltas: Mapping[str, Tensor]) -> Itera
             p = owner._parameters[leaf]
             assert p is not None
             if p.shape != delta.shape:
-                raise ErasureError(f"the edit of {name} has shape {tuple(delta.shape)} instead of {tuple(p.shape)}: "
+                layer = name.removesuffix(".weight")
+                raise ErasureError(f"the edit of {layer} has shape {tuple(delta.shape)} instead of {tuple(p.shape)}: "
                                    "it was made for another model.")  # fmt: skip
             kept.append((owner, leaf, p))
             new = (p.detach().float() + delta.to(p.device).float()).to(p.dtype)
@@ -156,6 +171,6 @@ def esd(
     """
     prompts = esd_prompts(concepts, config)
     texts, empty = backend.encode(prompts), backend.encode([""])
-    with full_weights(backend, config.trains) as student:
+    with backend.training_weights(config.trains) as student:
         trained = train_esd(student, texts, empty, config, on_step, state, on_denoise)
         return student.deltas(), trained

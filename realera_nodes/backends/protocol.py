@@ -12,6 +12,7 @@ from ..core.adapters import AdapterSettings, Factors
 from ..core.alignment import Trajectories
 from ..core.spans import TextStates
 from ..core.suppression import AttendingStudent
+from .full_weights import FullWeights
 
 
 class Backend(Protocol):
@@ -33,13 +34,19 @@ class Backend(Protocol):
         """attn2.to_k and to_v weights (out, d) by canonical name, for reading."""
 
     def edited(self, deltas: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Inside, the model computes with weight + delta."""
+        """Inside, the model computes with weight + delta: of projections by canonical name, of any parameter by diffusers'."""
 
     def adapted(self, factors: Factors) -> AbstractContextManager[None]:
         """Inside, the model computes with weight + up @ down."""
 
     def training(self, deltas: Mapping[str, Tensor], config: AdapterSettings) -> AbstractContextManager[AttendingStudent]:
         """A student with ``deltas`` and fresh adapters; the teacher is the original."""
+
+    def training_weights(self, wanted: Callable[[str], bool]) -> AbstractContextManager[FullWeights]:
+        """A student that trains whole parameters, those whose name (diffusers') is ``wanted``."""
+
+    def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
+        """DDIM's timesteps (S,) int64, noisiest first, and alpha_bar (S,) at each, on the CPU."""
 
     def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
         """eps(z_t, t, text): (B, 4, h, w), for eps- and v-models alike."""

@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..core.errors import ErasureError
-from ..parallel import EXECUTORS
+from ..spread import EXECUTORS
 from .common import console, friendly
 
 if TYPE_CHECKING:

@@ -12,10 +12,8 @@ from typer.core import TyperCommand
 
 from ..core.concepts import Concept, Preserved
 from ..core.errors import ErasureError
-from ..core.refinement import RefinementConfig
-from ..core.suppression import SuppressionConfig
 from ..erasure import ErasureConfig
-from ..mass_config import METHODS, MassConfig
+from ..methods import METHODS, Config, config_of
 from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
 from .common import console, friendly, progress_bars
 
@@ -32,7 +30,7 @@ ConfigOpt = Annotated[
     Path | None, typer.Option("--config", help="TOML with [[concepts]] and the method's sections, such as [neighbors].")
 ]
 SetOpt = Annotated[list[str], typer.Option("--set", help="One setting, such as neighbors.m=20 or alignment.lr=3e-5; repeat.")]
-MethodOpt = Annotated[str, typer.Option(help="realera, " + ", ".join(METHODS) + ".")]
+MethodOpt = Annotated[str | None, typer.Option(help=", ".join(METHODS) + "; else what the config says, or realera.")]
 OutOpt = Annotated[Path, typer.Option("--out", help="Folder to write to; made if missing.")]
 
 
@@ -50,12 +48,6 @@ def concepts_of(
     for concept in concepts_from(table.get("concepts", [])):
         concepts.append(replace(concept, preserve=concept.preserve + kept) if kept else concept)
     return tuple(concepts)
-
-
-def mass_config(method: str, concepts: tuple[Concept, ...]) -> MassConfig:
-    """A mass method with its paper's settings for the concepts' kind; of several kinds, the first one's."""
-    kind = concepts[0].kind if concepts else "object"
-    return MassConfig(method, refinement=RefinementConfig.for_kind(kind), suppression=SuppressionConfig.for_kind(kind))
 
 
 def run_job(job: Any, dry_run: bool) -> None:
@@ -76,6 +68,8 @@ def run_job(job: Any, dry_run: bool) -> None:
         console.print(shown)
     for concept, words in table["named_neighbors"].items():
         console.print(f"goes with {concept}: {', '.join(words) or 'no word of the vocabulary'}", highlight=False, soft_wrap=True)
+    for note in table["notes"]:
+        console.print(note, highlight=False, soft_wrap=True)
     took = table["seconds"]
     console.print("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in took.items()), highlight=False)
     for name in [*table["files"], "grid.png", "report.md", "report.json"]:
@@ -93,7 +87,7 @@ def make_command(closed_form: bool, alignment: bool, title: str):
         residue: Annotated[list[str], typer.Option(help="Phrases that evoke the concept, for the report only.")] = [],  # noqa: B006
         config: ConfigOpt = None,
         settings: SetOpt = [],  # noqa: B006
-        method: MethodOpt = "realera",
+        method: MethodOpt = None,
         neighbors: Annotated[bool, typer.Option(help="Mine and erase neighbors (Table 3, C).")] = True,
         beyond: Annotated[bool, typer.Option(help="Keep beyond-concept samples (Table 3, D).")] = True,
         pictures: Annotated[int, typer.Option(help="Pictures per prompt in the report.")] = 4,
@@ -114,17 +108,16 @@ def make_command(closed_form: bool, alignment: bool, title: str):
         with friendly():
             table = read_toml(config) if config else {}
             concepts = concepts_of(concept, anchor, kind, preserve, table)
-            base = ErasureConfig(closed_form_on=closed_form, alignment_on=alignment, neighbors_on=neighbors, beyond_on=beyond)
-            mass = None
-            if method != "realera":
-                if not (closed_form and alignment and neighbors and beyond):
-                    raise ErasureError(f"{method} has no such parts: use erase without --no-neighbors and --no-beyond.")
-                mass = with_settings(config_from(table, mass_config(method, concepts)), settings)
-            else:
-                base = with_settings(config_from(table, base), settings)
+            chosen = method or str(table.pop("method", METHODS[0]))
+            base: Config = config_of(chosen, concepts)
+            if isinstance(base, ErasureConfig):
+                base = replace(base, closed_form_on=closed_form, alignment_on=alignment, neighbors_on=neighbors, beyond_on=beyond)
+            elif not (closed_form and alignment and neighbors and beyond):
+                raise ErasureError(f"{chosen} has no such parts: use erase without --no-neighbors and --no-beyond.")
+            made = with_settings(config_from({k: v for k, v in table.items() if k != "method"}, base), settings)
             job = Job(
-                checkpoint, concepts, out, base, tuple(residue), pictures=pictures, sampling_steps=sampling_steps,
-                guidance=guidance, seed=seed, size=size, prediction=prediction, device=device, mass=mass,
+                checkpoint, concepts, out, made, tuple(residue), pictures=pictures, sampling_steps=sampling_steps,
+                guidance=guidance, seed=seed, size=size, prediction=prediction, device=device,
                 save_checkpoint=checkpoint_file, overwrite=overwrite, retained=retained_from(table.get("retain", ())),
             )  # fmt: skip
             run_job(job, dry_run)

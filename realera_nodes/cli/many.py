@@ -11,12 +11,13 @@ from ..core.concepts import Preserved
 from ..core.errors import ErasureError
 from ..core.templates import CONTEXTS
 from ..mass_config import METHODS
-from ..parallel import EXECUTORS
+from ..methods import mass_config
 from ..presets import load_preset, preset_names
 from ..presets.settings import preset_config
 from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
+from ..spread import EXECUTORS
 from .common import console, friendly, progress_bars
-from .erase import CheckpointArg, OutOpt, SetOpt, mass_config, run_job
+from .erase import CheckpointArg, OutOpt, SetOpt, run_job
 
 ListArg = Annotated[
     Path | None, typer.Argument(metavar="[LIST.toml]", help="[[concepts]], retain = [...], and the method's sections.")
@@ -65,7 +66,7 @@ def erase_many_command(
         job = Job(
             checkpoint, concepts, out, pictures=pictures, sampling_steps=sampling_steps, guidance=guidance, seed=seed,
             size=size, prediction=prediction, device=device, save_checkpoint=checkpoint_file, overwrite=overwrite,
-            mass=config, retained=retained, prior=prior,
+            config=config, retained=retained, prior=prior,
         )  # fmt: skip
         prepare(job)
         if config.fusion != "none":

@@ -23,6 +23,8 @@ from .errors import ErasureError
 from .spans import TextStates
 from .training import TrainState, record, restore
 
+DAMAGED = ("the model predicts NaN or infinite noise: its weights are damaged, or overflow in half precision; "
+           "load another file, or compute in float32.")  # fmt: skip
 VARIANTS, ORIGINS, DRAWN_BY = ("x", "u"), ("empty", "concept"), ("tuned", "frozen")
 
 
@@ -90,20 +92,26 @@ def esd_prompts(concepts: Sequence[Concept], config: EsdConfig) -> list[str]:
     return [template.format(phrase) for c in concepts for phrase in c.phrases for template in config.templates]
 
 
-class FullStudent(Protocol):
-    """What ESD needs of a model: one network with its own weights, or with weights that train.
+class Predictor(Protocol):
+    """A model that tells noise from latents."""
+
+    def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
+        """eps (B, 4, h, w), for eps- and v-models alike."""
+
+
+class FullStudent(Predictor, Protocol):
+    """What ESD needs of a model: one network that predicts inside ``frozen`` or ``tuned``.
 
     Attributes:
         latent_shape: (4, h, w) of one latent
+        loss_scale: what the loss is multiplied by, so that gradients stay in the range of half precision
     """
 
     latent_shape: tuple[int, ...]
+    loss_scale: float
 
     def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
         """DDIM's timesteps (S,) int64, noisiest first, and the share of signal alpha_bar (S,) at each, on the CPU."""
-
-    def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
-        """eps (B, 4, h, w), for eps- and v-models alike; inside ``tuned`` or ``frozen``."""
 
     def frozen(self) -> AbstractContextManager[None]:
         """The original weights."""
@@ -139,7 +147,7 @@ def train_esd(
     state's tensors are the live ones: copy to keep them.
 
     Raises:
-        ErasureError: the loss is not finite, or the model's schedule begins without any signal.
+        ErasureError: the loss is not finite, the model is damaged, or its schedule begins without any signal.
     """
     state = state or TrainState()
     parameters = model.parameters()
@@ -167,8 +175,12 @@ def train_esd(
         with model.tuned():
             loss = esd_loss(model.predict_noise(z, t, text), concept, unprompted, config.eta, config.origin)
             if not torch.isfinite(loss):
-                raise ErasureError(f"the loss is not finite at step {state.step + 1}: lower lr (now {config.lr:g}).")
-            loss.backward()
+                if not (state.step or torch.isfinite(concept + unprompted).all()):  # nothing was trained yet
+                    raise ErasureError(DAMAGED)
+                now = f"lower lr (now {config.lr:g}) or eta (now {config.eta:g})"
+                raise ErasureError(f"the loss is not finite at step {state.step + 1}: {now}.")
+            (loss * model.loss_scale).backward()
+        _unscale(parameters, model.loss_scale)
         if config.clip:
             torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
@@ -181,8 +193,27 @@ def train_esd(
     return state
 
 
+def _unscale(parameters: Sequence[nn.Parameter], scale: float) -> None:
+    """Takes the loss's scale off the gradients. ErasureError: they overflowed."""
+    if scale == 1:
+        return
+    for p in parameters:
+        if p.grad is not None:
+            if not torch.isfinite(p.grad).all():
+                raise ErasureError("the gradients overflow half precision: compute in float32 or bfloat16, or lower batch.")
+            p.grad.div_(scale)
+
+
+def denoised(
+    model: Predictor, noise: Tensor, text: TextStates, empty: TextStates, timesteps: Tensor, alphas: Tensor, guidance: float
+) -> Tensor:  # fmt: skip
+    """DDIM all the way: clean latents (B, 4, h, w) from ``noise`` at the first of ``timesteps``."""
+    ends = torch.cat([timesteps, timesteps.new_zeros(1)]), torch.cat([alphas, alphas.new_ones(1)])
+    return partly_denoised(model, noise, text, empty, *ends, guidance)
+
+
 def partly_denoised(
-    model: FullStudent, noise: Tensor, text: TextStates, empty: TextStates, timesteps: Tensor, alphas: Tensor,
+    model: Predictor, noise: Tensor, text: TextStates, empty: TextStates, timesteps: Tensor, alphas: Tensor,
     guidance: float, on_denoise: Callable[[int, int], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """DDIM from ``noise`` (B, 4, h, w) at the first of ``timesteps`` to the last: x_t (B, 4, h, w) there.

@@ -25,13 +25,15 @@ TOKENS = ("last-subject", "aligned")
 
 @dataclass(frozen=True)
 class UceConfig:
-    """Settings of UCE. The defaults are those of its current code; ``UCE_OLD`` are those of its first.
+    """Settings of UCE. The defaults are those of its current code but for the guide, which is each concept's own anchor;
+    ``UCE_NEW`` are all of the current code's, ``UCE_OLD`` those of its first.
 
     Attributes:
         tokens: which rows of a phrase are edited and kept: "last-subject", the last token of the phrase alone, or "aligned", it
             and all that follow (end and padding), put beside the guide's from its own last token on
-        guide: phrase that every concept becomes: the empty prompt (of which the start token is what is left), or "art"
-        to_anchor: each concept becomes its own anchor, and ``guide`` is not used
+        to_anchor: each concept becomes its own anchor
+        guide: phrase that every concept becomes without ``to_anchor``: the empty prompt (of which the start token is what is
+            left), or "art"
         erase_scale: s_e
         preserve_scale: s_p; 0 means max(0.1, 1 / number of preserved phrases)
         mu: weight of ||W' - W||^2 (the code's lambda)
@@ -40,8 +42,8 @@ class UceConfig:
     """
 
     tokens: str = "last-subject"
+    to_anchor: bool = True
     guide: str = ""
-    to_anchor: bool = False
     erase_scale: float = 1.0
     preserve_scale: float = 1.0
     mu: float = 0.5
@@ -54,6 +56,10 @@ class UceConfig:
     def __post_init__(self) -> None:
         if self.tokens not in TOKENS:
             raise ErasureError(f'tokens is "{self.tokens}": choose one of {", ".join(TOKENS)}.')
+        if self.to_anchor and self.guide:
+            raise ErasureError(
+                f'guide is "{self.guide}", but concepts become their anchors: leave it empty, or set to_anchor off.'
+            )
         for name in ("erase_scale", "mu"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ErasureError(f"{name} is {getattr(self, name)}: it must be above 0 and finite.")
@@ -77,8 +83,8 @@ class UceConfig:
         return self.preserve_scale or max(0.1, 1 / max(count, 1))
 
 
-UCE_NEW = UceConfig()
-UCE_OLD = UceConfig(tokens="aligned", preserve_scale=0.0, mu=0.1)
+UCE_NEW = UceConfig(to_anchor=False)
+UCE_OLD = UceConfig(tokens="aligned", to_anchor=False, preserve_scale=0.0, mu=0.1)
 
 Encode = Callable[[Sequence[str]], TextStates]
 PhraseIds = Callable[[str], list[int]]

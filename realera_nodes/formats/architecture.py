@@ -1,17 +1,18 @@
-"""Which Stable Diffusion a set of tensors is, and where its cross-attention projections are.
+"""Which Stable Diffusion a set of tensors is, and where its cross-attention projections and its other parameters are.
 
-Projections are found by suffix and LDM block numbers are translated from the keys themselves, so any number of
-levels, blocks and transformers works. The translation is that of diffusers' LDM conversion.
+Projections are found by suffix and LDM block numbers are translated from the keys themselves (``unet_names``), so any
+number of levels, blocks and transformers works.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core.errors import ErasureError
+from .unet_names import TOPS, ldm_attention_blocks, ldm_parameters
 
 Kind = Literal["sd1", "sd2", "sdxl"]
 KINDS: dict[int, Kind] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by context width
@@ -40,12 +41,14 @@ class Architecture:
         layout: how the keys are named: "ldm" (single-file checkpoints, ComfyUI) or "diffusers".
         context_width: width d of the text embeddings: 768, 1024 or 2048.
         projections: canonical name -> stored key of each attn2.to_k and attn2.to_v, from the first block to the last.
+        parameters: diffusers' name -> stored key of each of the UNet's parameters, the projections' (with .weight) among them.
     """
 
     kind: Kind
     layout: Literal["ldm", "diffusers"]
     context_width: int
     projections: dict[str, str]
+    parameters: dict[str, str] = field(default_factory=dict)
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
@@ -55,7 +58,7 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
         ErasureError: a LoRA, a model of another family, a part of a model without a UNet, an incomplete UNet.
     """
     _refuse_other_families(shapes)
-    layout, projections = _projections(shapes)
+    layout, prefix, projections = _projections(shapes)
     if not projections:
         raise ErasureError(_what_instead(shapes))
     for name in projections:
@@ -71,7 +74,15 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     if KINDS[width] == "sdxl" and not any("label_emb." in key or "add_embedding." in key for key in shapes):
         raise ErasureError(f"the UNet is 2048 wide but lacks SDXL's size embedding, so its family is unknown: {SUPPORTED}.")
     ordered = {name: projections[name] for name in sorted(projections, key=_order)}
-    return Architecture(KINDS[width], layout, width, ordered)
+    return Architecture(KINDS[width], layout, width, ordered, _parameters(shapes, layout, prefix, width))
+
+
+def _parameters(names: Iterable[str], layout: str, prefix: str, width: int) -> dict[str, str]:
+    """diffusers' name -> stored key of all of the UNet's parameters under a prefix."""
+    mine = [name[len(prefix) :] for name in names if name.startswith(prefix)]
+    if layout == "diffusers":
+        return {name: prefix + name for name in mine if name.split(".", 1)[0] in TOPS}
+    return {name: prefix + stored for name, stored in ldm_parameters(mine, KINDS[width] == "sdxl").items()}
 
 
 def _refuse_other_families(names: Iterable[str]) -> None:
@@ -83,20 +94,20 @@ def _refuse_other_families(names: Iterable[str]) -> None:
             raise ErasureError(f"this is {family}, but only {SUPPORTED}: choose one of those.")
 
 
-def _projections(names: Iterable[str]) -> tuple[Literal["ldm", "diffusers"], dict[str, str]]:
-    """Layout and canonical name -> key; empty if there are none under a prefix of a UNet."""
+def _projections(names: Iterable[str]) -> tuple[Literal["ldm", "diffusers"], str, dict[str, str]]:
+    """Layout, prefix, and canonical name -> key; empty if there are none under a prefix of a UNet."""
     keys = list(names)
     found = [key for key in keys if _PROJECTION.search(key)]
     for prefix in _DIFFUSERS_PREFIXES:
         mine = _under(found, prefix, ("down_blocks.", "mid_block.", "up_blocks."))
         if mine:
-            return "diffusers", mine
+            return "diffusers", prefix, mine
     for prefix in _LDM_PREFIXES:
         mine = _under(found, prefix, ("input_blocks.", "middle_block.", "output_blocks."))
         if mine:
             blocks = ldm_attention_blocks(key[len(prefix) :] for key in keys if key.startswith(prefix))
-            return "ldm", {_translate(name, blocks): key for name, key in mine.items()}
-    return "ldm", {}
+            return "ldm", prefix, {_translate(name, blocks): key for name, key in mine.items()}
+    return "ldm", "", {}
 
 
 def _under(keys: Iterable[str], prefix: str, stems: tuple[str, ...]) -> dict[str, str]:
@@ -110,43 +121,6 @@ def _translate(name: str, blocks: Mapping[str, str]) -> str:
     if block not in blocks:
         raise ErasureError(f"{name} is not where a Stable Diffusion UNet has its cross-attention: {SUPPORTED}.")
     return f"{blocks[block]}.transformer_blocks.{rest}"
-
-
-def ldm_attention_blocks(names: Iterable[str]) -> dict[str, str]:
-    """LDM place of a transformer -> diffusers', e.g. ``input_blocks.4.1`` -> ``down_blocks.1.attentions.0``.
-
-    Args:
-        names: all keys of the UNet, without a prefix. A block ``input_blocks.i.0.op`` ends a level; going up, the levels
-            come in reverse with one more block each.
-
-    Raises:
-        ErasureError: blocks are missing.
-    """
-    names = list(names)
-    inputs, outputs = _block_numbers(names, "input_blocks"), _block_numbers(names, "output_blocks")
-    ends = {int(name.split(".")[1]) for name in names if re.match(r"input_blocks\.\d+\.0\.op\.", name)}
-    blocks, level, j = {"middle_block.1": "mid_block.attentions.0"}, 0, 0
-    counts = []
-    for i in range(1, max(inputs, default=0) + 1):
-        if i in ends:
-            counts.append(j)
-            level, j = level + 1, 0
-        else:
-            blocks[f"input_blocks.{i}.1"] = f"down_blocks.{level}.attentions.{j}"
-            j += 1
-    counts.append(j)
-    n = 0
-    for up, count in enumerate(reversed(counts)):
-        for j in range(count + 1):
-            blocks[f"output_blocks.{n}.1"] = f"up_blocks.{up}.attentions.{j}"
-            n += 1
-    if inputs != set(range(max(inputs, default=0) + 1)) or outputs != set(range(n)):
-        raise ErasureError("the UNet's input_blocks and output_blocks do not fit: the file is incomplete, download it again.")
-    return blocks
-
-
-def _block_numbers(names: Iterable[str], stem: str) -> set[int]:
-    return {int(m[1]) for name in names if (m := re.match(rf"{stem}\.(\d+)\.", name))}
 
 
 def _order(name: str) -> list[int | str]:

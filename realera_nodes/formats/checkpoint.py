@@ -1,4 +1,4 @@
-"""Checkpoints on disk, a single file or a diffusers folder, opened and written with changed projections."""
+"""Checkpoints on disk, a single file or a diffusers folder, opened and written with changed weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Checkpoint:
     """An opened checkpoint; no file is kept open.
 
     Attributes:
-        architecture: kind, layout and projections.
+        architecture: kind, layout, projections and parameters.
         path: the file or the folder.
         is_folder: a diffusers folder.
         files: the safetensors files with the projections. A folder may hold the UNet in shards, and in more than one
@@ -47,14 +47,24 @@ class Checkpoint:
         return self.files[0].metadata
 
     def _key(self, name: str) -> str:
-        if name not in self.architecture.projections:
-            raise ErasureError(f"{self.path.name} has no projection {name}: the edit was made for another model.")
-        return self.architecture.projections[name]
+        for names in (self.architecture.projections, self.architecture.parameters):
+            if name in names:
+                return names[name]
+        what = "projection" if name.endswith(("to_k", "to_v")) else "parameter"
+        raise ErasureError(f"{self.path.name} has no {what} {name}: the edit was made for another model.")
+
+    def read(self, name: str) -> Tensor:
+        """A projection by its canonical name, or a parameter of the UNet by diffusers', in its stored dtype.
+
+        Raises:
+            ErasureError: unknown name.
+        """
+        key = self._key(name)
+        return next(file for file in self.files if key in file.entries).read(key)
 
     def read_projection(self, name: str) -> Tensor:
         """Weight (out, context width) in its stored dtype. Raises ErasureError for an unknown canonical name."""
-        key = self._key(name)
-        return next(file for file in self.files if key in file.entries).read(key)
+        return self.read(name)
 
     def sha256(self) -> str:
         """Hash of the file; of a folder, the hash of its UNet file, or of its shards' hashes."""
@@ -88,7 +98,7 @@ def _detect(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Architecture:
 
 def _refuse_scaled(architecture: Architecture, file: SafetensorsFile) -> None:
     """float8 weights with a scale beside them are not the weights: an edit would be off by that factor."""
-    for key in architecture.projections.values():
+    for key in (*architecture.projections.values(), *architecture.parameters.values()):
         if key.removesuffix(".weight") + ".scale_weight" in file.entries:
             raise ErasureError(f"{file.path.name} holds scaled float8 weights: use a float16 version of the model.")
 
@@ -157,20 +167,21 @@ def write_edited(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """The checkpoint with changed projections, in the same form (file or folder); the source is not touched.
+    """The checkpoint with changed weights, in the same form (file or folder); the source is not touched.
 
     Of a folder everything is copied except hidden files, single-file checkpoints at its top and UNet weights in other
     formats than safetensors: these would carry the unedited model along.
 
     Args:
         target: file or folder to write; it appears whole or not at all.
-        new_weights: canonical name -> function of the old weight (out, context width) in float32, giving the new one.
+        new_weights: a projection's canonical name, or diffusers' name of any parameter of the UNet -> function of the old
+            value in float32, giving the new one.
         metadata: added to the metadata of every changed file.
         overwrite: replace ``target`` if it exists.
         progress: called with bytes done and bytes in total.
 
     Raises:
-        ErasureError: unknown projection, unusable target, no disk space, NaN or infinity (see ``stream.rewrite``).
+        ErasureError: unknown name, unusable target, no disk space, NaN or infinity (see ``stream.rewrite``).
     """
     changes = {checkpoint._key(name): change for name, change in new_weights.items()}
     target = Path(target)

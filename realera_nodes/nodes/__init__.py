@@ -8,6 +8,7 @@ from .closed_form import ClosedForm
 from .concept import ErasureConcept
 from .erase import EraseConcept
 from .erase_many import EraseMany
+from .esd import TrainEsd
 from .fuse import AddLora, FuseLoras
 from .mine import MineNeighbors
 from .prior import BuildPrior, LoadPrior, SavePrior
@@ -16,10 +17,12 @@ from .report import ErasureReport
 from .save import SaveCheckpoint, SaveLora
 from .suppression import TrainSuppression
 from .train import TrainLora
+from .uce import UceEdit
 
 NODES: list[type[io.ComfyNode]] = [
     ErasureConcept, MineNeighbors, ClosedForm, TrainLora, SaveLora, SaveCheckpoint, ErasureReport, EraseConcept,
     BuildPrior, SavePrior, LoadPrior, Refinement, TrainSuppression, AddLora, FuseLoras, EraseMany,
+    UceEdit, TrainEsd,
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -40,6 +41,17 @@ def setting(
     if isinstance(value, float):
         return io.Float.Input(key, default=value, min=low, max=high, step=step or 0.01, tooltip=tooltip)
     return io.String.Input(key, default=", ".join(value), tooltip=tooltip)
+
+
+def choice(config: type, name: str, options: Sequence[str], tooltip: str) -> io.Input:
+    """The input of a dataclass's setting that is one of a few words."""
+    return io.Combo.Input(name, options=list(options), default=default_of(config, name), tooltip=tooltip)
+
+
+def prompts(config: type) -> io.Input:
+    """The input of a method's own ``templates``."""
+    tooltip = "Prompts to erase under, one a line, with {} where the phrase goes."
+    return io.String.Input("templates", default="\n".join(default_of(config, "templates")), multiline=True, tooltip=tooltip)
 
 
 def seed(config: type, tooltip: str) -> io.Input:

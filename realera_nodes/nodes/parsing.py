@@ -1,10 +1,12 @@
-"""Text widgets to concepts."""
+"""Text widgets to concepts and settings."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from ..core.concepts import Concept, Preserved
+from ..core.errors import ErasureError
 
 _WEIGHTED = re.compile(r"(?P<phrase>.*\S)\s*:\s*(?P<weight>[0-9]*\.?[0-9]+)")
 
@@ -26,3 +28,13 @@ def preserved(text: str) -> tuple[Preserved, ...]:
 def concept(phrase: str, anchor: str, kind: str, aliases: str = "", preserve: str = "", templates: str = "") -> Concept:
     """A concept from a node's widgets. Raises ErasureError: see ``Concept``."""
     return Concept(phrase.strip(), anchor.strip(), kind, lines(aliases), preserved(preserve), lines(templates) or None)
+
+
+def refusal(config: type, **given: Any) -> bool | str:
+    """True, or what a config says against its widgets' values; those that are wired up (None) are known later only."""
+    values = {k: lines(v) if k == "templates" else v for k, v in given.items() if v is not None}
+    try:
+        config(**values)
+    except ErasureError as error:
+        return str(error)
+    return True

@@ -56,7 +56,7 @@ class ErasureReport(io.ComfyNode):
         neighbors=None, concepts=None, model_before=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..backends.comfy import ComfyBackend
-        from ..backends.comfy_edits import difference, split
+        from ..backends.comfy_edits import difference, without_edits
         from ..backends.comfy_output import NodeProgress, as_image, guarded
         from .stages import chosen
 
@@ -71,7 +71,7 @@ class ErasureReport(io.ComfyNode):
             progress("pictures", done, total)
 
         with guarded():
-            first = model_before if model_before is not None else split(model)[0]
+            first = model_before if model_before is not None else without_edits(model)
             backends = [ComfyBackend(m, clip, vae, picture_size or None) for m in (first, model)]
             before, after = (draw(b, probes, seeds, sampling_steps, guidance, drawn) for b in backends)
             deltas = difference(*backends)

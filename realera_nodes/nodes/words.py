@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..erasure import Erasure
 from ..exports import EditLora
-from ..mass import MassErasure
+from ..outcome import Outcome
 from ..report.probes import general_probes, strongest_words
 from ..report.report import embedding_residue, value_drift
 
@@ -17,11 +16,14 @@ MEANING = {
 }  # fmt: skip
 
 
-def damage(backend: Any, erasure: Erasure | MassErasure, deltas: Mapping[str, Any], lora: EditLora | None = None) -> str:
+def damage(backend: Any, erasure: Outcome, deltas: Mapping[str, Any], lora: EditLora | None = None) -> str:
     """Condition, rank, and for each group of prompts how far W_V's output moves, and how much of its way is left."""
     probes = general_probes(erasure.concepts, named=strongest_words(erasure.concepts, erasure.mined))
-    drift, left = (measure(backend, probes, deltas) for measure in (value_drift, embedding_residue))
-    lines = ["erased: " + ", ".join(f"{c.phrase} -> {c.anchor}" for c in erasure.concepts)]
+    drift = value_drift(backend, probes, deltas)
+    aims = erasure.anchors == tuple(c.anchor for c in erasure.concepts)  # else there is no way to anchors to speak of
+    left = embedding_residue(backend, probes, deltas) if aims else {}
+    pairs = zip(erasure.concepts, erasure.anchors, strict=True)
+    lines = ["erased: " + ", ".join(f"{c.phrase} -> {a}" if a else c.phrase for c, a in pairs)]
     lines.append(f"{len(deltas)} projections changed")
     if erasure.transform is not None:
         lines.append(f"condition number {erasure.transform.condition:.1e}")
@@ -30,7 +32,8 @@ def damage(backend: Any, erasure: Erasure | MassErasure, deltas: Mapping[str, An
         lines.append(f"as a LoRA of rank {lora.rank}{lost}")
     lines.append("values move by:")
     lines += [f"  {share:.1%} for {MEANING[group]}" for group, share in drift.items()]
-    lines.append("of their way to the anchor is left (residue):")
+    if left:
+        lines.append("of their way to the anchor is left (residue):")
     lines += [f"  {share:.1%} for {MEANING[group]}" for group, share in left.items()]
     return "\n".join(lines)
 

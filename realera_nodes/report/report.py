@@ -163,6 +163,8 @@ def markdown(title: str, table: dict[str, Any]) -> str:
         numbers = (table.get(key, {}).get(group) for key in ("value_drift", "embedding_residue"))
         lines.append(f"| {group} | {change:.3f} | " + " | ".join("-" if n is None else f"{n:.3f}" for n in numbers) + " |")
     lines += ["", "Drift: how far W_V's output moves. Residue: how much of its way to the anchor's is left, 1 before the edit."]
+    for note in table.get("notes", ()):
+        lines += ["", note]
     for concept, words in table.get("named_neighbors", {}).items():
         lines += ["", f"Words that go with **{concept}**: " + (", ".join(words) or "none found") + "."]
     if table.get("files"):

@@ -14,21 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backends.full_weights import edited_parameters, esd
+from ...backends.full_weights import edited_parameters
 from ...core.concepts import Concept, Preserved
 from ...core.errors import ErasureError
 from ...core.esd import ESD_ORIGINAL, EsdConfig
 from ...core.neighbors import NeighborConfig
 from ...core.refinement import RefinementConfig
 from ...core.suppression import SuppressionConfig
-from ...core.uce import UCE_NEW, UCE_OLD, UceConfig, uce
+from ...core.uce import UCE_NEW, UCE_OLD, UceConfig
 from ...erasure import ErasureConfig, erase
+from ...esd import erase_esd
 from ...mass import check_mass, erase_many
 from ...mass_config import MassConfig
 from ...mining import Progress, silent
 from ...presets import Preset
 from ...presets.settings import preset_config
 from ...settings import sections, with_settings
+from ...uce import erase_uce, keeping
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,12 @@ def _mass(
 
 
 def _uce(backend: Any, concepts: Sequence[Concept], retained: Sequence[Preserved], progress: Progress, config: UceConfig) -> Edit:
-    progress("closed form", 0, 1)
-    transform = uce(backend.encode, backend.phrase_ids, keeping(concepts, retained), config, backend.context_width)
-    weights = {name: w for name, w in backend.projections().items() if config.edits(name)}
-    progress("closed form", 1, 1)
-    return Edit({name: transform.delta(w, config.strength) for name, w in weights.items()})
+    return Edit(erase_uce(backend, concepts, config, retained, progress).deltas(backend.projections()))
 
 
 def _esd(backend: Any, concepts: Sequence[Concept], retained: Sequence[Preserved], progress: Progress, config: EsdConfig) -> Edit:
     """ESD has no way to keep anything: ``retained`` is not for it."""
-    deltas, _ = esd(backend, concepts, config, lambda state: progress("training", state.step, config.steps))
-    return Edit(deltas, full=True)
-
-
-def keeping(concepts: Sequence[Concept], retained: Sequence[Preserved]) -> tuple[Concept, ...]:
-    """Concepts that carry what is to be kept; the closed forms take each phrase once."""
-    return tuple(replace(c, preserve=(*c.preserve, *retained)) for c in concepts)
+    return Edit(erase_esd(backend, concepts, config, progress).weights, full=True)
 
 
 PAPERS = NeighborConfig(words=0)

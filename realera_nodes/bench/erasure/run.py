@@ -20,6 +20,7 @@ from ...job import DEMO, Source, open_source
 from ...mining import Progress, silent
 from ...presets import load_preset
 from ...settings import as_table
+from ...spread import check_executor, spread
 from .cost import Cost, measured
 from .fid import Fid
 from .measures import STAYS
@@ -28,7 +29,6 @@ from .pictures import PictureStore, Sampler, Shot, distances, draw_missing, shot
 from .protocols import Case, Protocol, Sizes, make_protocol
 from .rows import Ledger
 from .scorers import CLIP, Needs, Scorer, make_scorer
-from .workers import check_executor, spread
 
 #: raised when rows of earlier code are not to be compared with new ones
 REVISION = 1

@@ -8,8 +8,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
 
-from ...core.errors import ErasureError
-from ...parallel import EXECUTORS
+from .core.errors import ErasureError
+
+EXECUTORS = ("local", "ray")
 
 
 def check_executor(executor: str, jobs: int) -> None:
