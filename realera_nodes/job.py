@@ -160,7 +160,7 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     erased = time.perf_counter()
     probes = probes_of(job, strongest_words(job.concepts, erasure.mined))
     deltas = erasure.deltas(backend.projections())
-    aims = erasure.anchors == tuple(c.anchor for c in job.concepts)
+    aims = method_of(job.config).aims(job.config)
     seeds = [job.seed + i for i in range(job.pictures)]
     total, done = 2 * len(probes) * len(seeds), 0
 

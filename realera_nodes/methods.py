@@ -76,12 +76,14 @@ class Method:
     """How a job deals with one method.
 
     Attributes:
+        aims: whether concepts become their anchors, by config
         loras: roles of the LoRA files that hold its outcome, by config: "lora", "edit lora"
         forwards: UNet forwards by stage for so many concepts, in units of one forward of one latent; a backward counts for two
         memory: what it needs beside the model, by config and backend: (bytes, what for)
         run: does it
     """
 
+    aims: Callable[[Any], bool]
     loras: Callable[[Any], tuple[str, ...]]
     forwards: Callable[[Any, int], dict[str, float]]
     memory: Callable[[Any, Any], tuple[int, str]]
@@ -174,10 +176,11 @@ def _esd_memory(config: EsdConfig, backend: Any) -> tuple[int, str]:
 
 _METHODS = {
     ErasureConfig: Method(
+        lambda c: True,
         lambda c: ("lora",) * c.alignment_on + ("edit lora",) * c.closed_form_on,
         _realera_forwards, _closed_form_memory, _realera,
     ),
-    MassConfig: Method(lambda c: ("lora",), _mass_forwards, _closed_form_memory, _mass),
-    UceConfig: Method(lambda c: ("lora",), lambda c, concepts: {}, _closed_form_memory, _uce),
-    EsdConfig: Method(lambda c: (), _esd_forwards, _esd_memory, _esd),
+    MassConfig: Method(lambda c: True, lambda c: ("lora",), _mass_forwards, _closed_form_memory, _mass),
+    UceConfig: Method(lambda c: c.to_anchor, lambda c: ("lora",), lambda c, concepts: {}, _closed_form_memory, _uce),
+    EsdConfig: Method(lambda c: False, lambda c: (), _esd_forwards, _esd_memory, _esd),
 }  # fmt: skip

@@ -33,10 +33,11 @@ def plan(job: Job) -> str:
     parameters = sum(
         p.numel() * p.element_size() for m in (backend.unet, backend.pipe.text_encoder, backend.pipe.vae) for p in m.parameters()
     )
+    aims = method_of(job.config).aims(job.config)
     lines = [
         f"{source.name}: {backend.kind}, context width {backend.context_width}, {len(backend.names)} projections, "
         f"{parameters / 2**30:.2f} GB loaded on {backend.device}",
-        "erase: " + ", ".join(f"{c.phrase} -> {c.anchor}" for c in job.concepts),
+        "erase: " + ", ".join(f"{c.phrase} -> {c.anchor}" if aims else c.phrase for c in job.concepts),
     ]
     total = 0.0
     for stage, count in forwards(job, probes).items():

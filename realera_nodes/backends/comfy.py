@@ -82,7 +82,8 @@ class ComfyBackend:
     @contextmanager
     def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, the UNet computes with weight + delta, by canonical name or any parameter's own: a patch on a clone."""
-        clone, keys = self.patcher.clone(), self.keys | parameter_keys(self.patcher)
+        clone = self.patcher.clone()
+        keys = self.keys if deltas.keys() <= self.keys.keys() else self.keys | parameter_keys(self.patcher)
         patches: dict[str, Any] = {keys[name]: ("diff", (delta,)) for name, delta in deltas.items()}
         clone.add_patches(patches)
         before, self.patcher = self.patcher, clone
@@ -269,11 +270,12 @@ class ComfyBackend:
         """(3, H, W) in [0, 1] as the student draws it inside ``training``; without a VAE a coarse one from the latent."""
         assert self._student is not None
         texts = self.encode([prompt]), self.encode([""])
+        self._load_whole()  # encoding may have moved the UNet away
         with self._student.student():  # not by the host's sampler, which could move weights while they are stood in for
             latent = denoised(self._student, self.noise([seed]), *texts, *self.schedule(steps), guidance).cpu()[0]
         if self.vae is not None:
             picture = self.vae.decode(self.patcher.model.process_latent_out(latent[None]))[0, ..., :3].movedim(-1, 0)
-            self._load_whole()  # decoding may have moved the UNet away
+            self._load_whole()  # and decoding
             return picture.float().cpu().clamp(0, 1)
         colors = torch.tensor(self.patcher.model.latent_format.latent_rgb_factors)
         return ((torch.einsum("chw,ck->khw", latent, colors) + 1) / 2).clamp(0, 1)
