@@ -52,9 +52,9 @@ def mass(info: dict[str, Any], folder: str = "", loras: bool = True) -> dict[str
     both = {"loras": ["train second", 2]} if loras else {}
     return {
         "loader": loader(),
-        "first": concept(preserve=""),
-        "second": concept("apple", "table", preserve=""),
-        "both": concept("apple", "table", preserve="", concepts=["first", 0]),
+        "first": concept(preserve="", templates=""),  # a file says a concept's kind, not its own templates
+        "second": concept("apple", "table", preserve="", templates=""),
+        "both": concept("apple", "table", preserve="", templates="", concepts=["first", 0]),
         "prior": with_defaults(
             info, kinds["prior"], **base, concepts=["both", 0], retained="bird", kind="object", contexts=2, captions=CAPTIONS
         ),
