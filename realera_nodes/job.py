@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .formats.checkpoint import Checkpoint, open_checkpoint
 from .mass import MassConfig, MassErasure, check_mass, erase_many
 from .mining import Progress, silent
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
-from .report.report import Scorer, draw, embedding_residue, score, value_drift, write_report
+from .report.report import Outcome, Scorer, draw, embedding_residue, score, value_drift, write_report
 from .resume import EVERY, load_state, save_state, state_path
 from .settings import as_table
 from .shelf import FolderShelf
@@ -53,6 +53,21 @@ class Job:
     overwrite: bool = False
     mass: MassConfig | None = None
     retained: tuple[Preserved, ...] = ()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a panel sees of a job beside its stages.
+
+    Attributes:
+        backend: the job's model where it is loaded already, and is used again afterwards
+        on_state: called with it and with the training's state after every step; what it draws there, the student draws
+        on_pictures: called with the report's prompts and their pictures before and after
+    """
+
+    backend: Any = None
+    on_state: Callable[[Any, TrainState], None] = lambda backend, state: None
+    on_pictures: Callable[[list[Probe], Outcome, Outcome], None] = lambda probes, before, after: None
 
 
 @dataclass(frozen=True)
@@ -130,25 +145,25 @@ def probes_of(job: Job, named: Mapping[str, str] | None = None) -> list[Probe]:
     )
 
 
-def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
+def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> dict[str, Any]:
     """Does the job and returns its report's table. The model's files are only read.
 
     Raises:
         ErasureError: something the user can change; nothing half-written stays.
     """
-    source = prepare(job)
+    source, watch = prepare(job), watch or Watch()
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ErasureError(f"{job.out} cannot be made ({error.strerror}): choose another folder.") from error
     start = time.perf_counter()
     progress("loading the model", 0, 1)
-    backend = load(job, source)
+    backend = load(job, source) if watch.backend is None else watch.backend
     progress("loading the model", 1, 1)
     loaded = time.perf_counter()
     sha256 = source.checkpoint.sha256()
     kept = state_path(job, sha256)
-    erasure = _erase(job, backend, source, sha256, progress)
+    erasure = _erase(job, backend, source, sha256, progress, watch)
     erased = time.perf_counter()
     probes = probes_of(job, strongest_words(job.concepts, erasure.mined))
     deltas = erasure.deltas(backend.projections())
@@ -165,6 +180,7 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     with backend.edited(deltas):
         after = score(draw(backend, probes, seeds, job.sampling_steps, job.guidance, drawn), scorer)
     shown = time.perf_counter()
+    watch.on_pictures(probes, before, after)
     written, rank = export(job, source, erasure, sha256, progress)
     facts = {
         "concepts": [{"concept": c.phrase, "anchor": c.anchor} for c in job.concepts],
@@ -186,16 +202,17 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     return table
 
 
-def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress) -> Erasure | MassErasure:
+def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress, watch: Watch) -> Erasure | MassErasure:
     """The job's method, from where an earlier run of it stopped."""
     if job.mass:
         shelf = FolderShelf.of(job.concepts, job.retained, job.mass, source.checkpoint, sha256)
-        return erase_many(backend, job.concepts, job.mass, job.retained, progress, shelf)
+        return erase_many(backend, job.concepts, job.mass, job.retained, progress, shelf, lambda s: watch.on_state(backend, s))
     kept = state_path(job, sha256)
 
     def remember(state: TrainState) -> None:
         if state.step % EVERY == 0:
             save_state(state, kept)
+        watch.on_state(backend, state)
 
     return erase(backend, job.concepts, job.config, progress, load_state(kept), remember)
 

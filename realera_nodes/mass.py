@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -146,15 +146,17 @@ def check_mass(concepts: Sequence[Concept], retained: Sequence[Preserved]) -> No
 
 def erase_many(
     backend: Any, concepts: Sequence[Concept], config: MassConfig, retained: Sequence[Preserved] = (),
-    progress: Progress = silent, shelf: Shelf | None = None,
+    progress: Progress = silent, shelf: Shelf | None = None, on_state: Callable[[TrainState], None] = lambda state: None,
 ) -> MassErasure:  # fmt: skip
     """Erases all concepts. The model is left as it is; the result says how its weights change.
+
+    ``on_state`` is called after every step of each concept's training.
 
     Raises:
         ErasureError: contradictory lists, settings that admit nothing, a damaged model.
     """
     check_mass(concepts, retained)
-    work = Work(backend, tuple(concepts), tuple(retained), config, progress)
+    work = Work(backend, tuple(concepts), tuple(retained), config, progress, on_state)
     result = MassErasure(work.concepts, config, work.retained, work.mined)
     if config.fusion == "none":
         result.transform = work.refinement
@@ -195,7 +197,8 @@ def train_concept(work: Work, index: int) -> tuple[Factors, TrainState]:
         group, one = work.groups[index], (concept,)
         runs = trajectories(backend, [group], one, config.alignment, silent)
         settings = ErasureConfig(neighbors=config.neighbors, alignment=config.alignment)
-        return align(backend, [group], one, work.mined_of[index], settings, runs, deltas, work.progress)
+        return align(backend, [group], one, work.mined_of[index], settings, runs, deltas, work.progress,
+                     on_state=work.on_state)  # fmt: skip
     own = config.suppression
     prompts = [concept.prompts[0].format(concept.phrase)] * (own.images if concept.images is None else len(concept.images))
     if concept.images is None:
@@ -204,9 +207,14 @@ def train_concept(work: Work, index: int) -> tuple[Factors, TrainState]:
         latents = backend.encode_pictures(concept.images)
     if concept.masks is not None:
         own = replace(own, mask="given")
+
+    def on_step(now: TrainState) -> None:
+        work.progress("suppression", now.step, own.steps)
+        work.on_state(now)
+
     with backend.training(deltas, own) as student:
         pictures = concept_pictures(latents, prompts, concept.phrase, backend.encode, backend.phrase_ids, concept.masks)
-        state = suppress(student, pictures, backend.alphas(), own, lambda s: work.progress("suppression", s.step, own.steps))
+        state = suppress(student, pictures, backend.alphas(), own, on_step)
         return student.factors(), state
 
 
@@ -214,10 +222,11 @@ class Work:
     """What the stages of one mass erasure share, each made when it is first asked for."""
 
     def __init__(
-        self, backend: Any, concepts: tuple[Concept, ...], retained: tuple[Preserved, ...], config: MassConfig, progress: Progress
-    ):
+        self, backend: Any, concepts: tuple[Concept, ...], retained: tuple[Preserved, ...], config: MassConfig,
+        progress: Progress, on_state: Callable[[TrainState], None] = lambda state: None,
+    ):  # fmt: skip
         self.backend, self.concepts, self.retained, self.config = backend, concepts, retained, config
-        self.progress = progress
+        self.progress, self.on_state = progress, on_state
 
     @cached_property
     def groups(self) -> list[list[ErasurePair]]:
