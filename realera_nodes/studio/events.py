@@ -16,7 +16,7 @@ from .panel import EXAMPLES
 from .request import Request, anchors_of, job, lines_of, unique, words_of
 from .runs import ALIVE, Runs
 from .safety import Places
-from .views import Updates, Views
+from .views import Updates, Views, word_choices
 from .worker import Worker
 
 STATUS = {"look": "look_status", "preview": "preview_status", "erase": "status"}
@@ -32,15 +32,20 @@ class Events:
     def wire(self, page: gr.Blocks) -> None:
         ui = self.ui
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        everything = [c for c in vars(ui).values() if isinstance(c, gr.blocks.Block) and c is not ui.timer]
-        page.load(self.opened, [ui.ids], everything, **quiet)
-        ui.timer.tick(self.tick, [ui.ids, ui.seen], everything, **quiet)
+        # what a user writes or ticks is never an output of the clock: an answer on its way would undo it
+        told = [ui.ids, ui.seen, ui.queue, ui.history, ui.look_status, ui.look_cancel, ui.around, ui.looked, ui.preview_status,
+                ui.preview_cancel, ui.cards, ui.status, ui.cancel, ui.resume, ui.training, ui.loss, ui.live, ui.compare,
+                ui.compare_note, ui.copying, ui.files, ui.copied, ui.finished]  # fmt: skip
+        page.load(self.opened, [ui.ids], [*told, *self.form, ui.form_note], **quiet)
+        ui.timer.tick(self.tick, [ui.ids, ui.seen], told, **quiet)
+        ui.looked.change(self.looked, [ui.looked], [ui.which, ui.map, ui.around_note, ui.also, ui.spare], **quiet)
+        ui.finished.change(self.finished, [ui.finished], [ui.prompt, ui.slider, ui.damage, ui.copy_file], **quiet)
         for kind, buttons in (("look", [ui.look.click]), ("preview", [ui.preview.click]), ("erase", [ui.erase.click])):
-            gr.on(buttons, self.start(kind), [ui.ids, ui.seen, *self.form], everything, **quiet)
-        ui.strength.release(self.redraw, [ui.ids, ui.seen, *self.form], everything, **quiet)
+            gr.on(buttons, self.start(kind), [ui.ids, ui.seen, *self.form], told, **quiet)
+        ui.strength.release(self.redraw, [ui.ids, ui.seen, *self.form], told, **quiet)
         for button, kind in ((ui.look_cancel, "look"), (ui.preview_cancel, "preview"), (ui.cancel, "erase")):
-            button.click(self.stop(kind), [ui.ids, ui.seen], everything, **quiet)
-        ui.resume.click(self.resume, [ui.ids, ui.seen], everything, **quiet)
+            button.click(self.stop(kind), [ui.ids, ui.seen], told, **quiet)
+        ui.resume.click(self.resume, [ui.ids, ui.seen], told, **quiet)
         chosen = [ui.concept, ui.anchor, ui.kind, ui.keep, ui.preset]
         for button, example in zip(ui.examples, EXAMPLES, strict=True):
             button.click(lambda example=example: [*example, ""], None, chosen, **quiet)
@@ -76,6 +81,14 @@ class Events:
             updates |= self.filled(last.request)
         seen: dict[str, Any] = {}
         return updates | self.views.changed(ids, seen, _query(asked)) | {ui.seen: seen}
+
+    def looked(self, pulse: list[Any]) -> list[Any]:
+        """The map and its words, when a look has something new."""
+        return self.views.looked(self.runs.get(pulse[0])) if pulse else [gr.skip(), gr.skip(), gr.skip(), _empty(), _empty()]
+
+    def finished(self, pulse: list[Any]) -> list[Any]:
+        """The result, when a run is done or another one was opened."""
+        return self.views.finished(self.runs.get(pulse[0])) if pulse else [_empty(), None, "", _empty()]
 
     def filled(self, request: Request) -> Updates:
         """The form as it was when a run was started."""
@@ -191,7 +204,8 @@ class Events:
             spare = [v for v in spare if v not in also] + [v for v in near if v not in also and v not in spare]
         else:
             also = [v for v in also if v not in spare] + [v for v in near if v not in also and v not in spare]
-        return [also, spare, self.views.map(found, place or 0, also, spare)]
+        free = [c for c in word_choices(found) if c[1] not in also]
+        return [also, gr.update(choices=free, value=spare), self.views.map(found, place or 0, also, spare)]
 
     def around(self, ids: dict[str, str], place: int | None, also: list[str], spare: list[str]) -> list[Any]:
         look = self.views.run(ids, "look")
@@ -213,6 +227,10 @@ class Events:
         except (ErasureError, OSError) as error:
             return words.problem(str(error))
         return words.hint(f"Copied to {target}")
+
+
+def _empty() -> Any:
+    return gr.update(choices=[], value=None)
 
 
 def _query(asked: gr.Request | None) -> str:

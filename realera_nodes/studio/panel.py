@@ -45,6 +45,7 @@ def layout(models: list[str], model: str, exports: list[str]) -> SimpleNamespace
     ui = SimpleNamespace(examples=[])
     ui.ids = gr.BrowserState({"look": "", "preview": "", "erase": ""}, storage_key="realera-studio", secret="not-secret")
     ui.seen = gr.State({})
+    ui.looked, ui.finished = gr.State([]), gr.State([])  # [run, version] of what the map and the comparison show
     ui.timer = gr.Timer(1.0)
     gr.HTML(f'<h1>RealEra studio</h1><p class="lead">{LEAD}</p>')
     ui.queue = gr.HTML(words.queue([], []), elem_id="queue")
@@ -151,7 +152,7 @@ def _train(ui: SimpleNamespace) -> None:
     with gr.Row(visible=False) as ui.training:
         ui.loss = gr.LinePlot(
             x="step", y="loss", color="line", color_map={"each step": "#8fb3ad", "running mean": "#0f766e"}, height=260,
-            label="Loss", elem_id="loss", min_width=300, scale=3,
+            label="Loss (pale: each step, dark: running mean)", color_title=" ", elem_id="loss", min_width=300, scale=3,
         )  # fmt: skip
         with gr.Column(scale=2, min_width=280):
             ui.live = gr.HTML("", elem_id="live")
@@ -163,9 +164,7 @@ def _compare(ui: SimpleNamespace) -> None:
     with gr.Row(visible=False, elem_id="compare") as ui.compare:
         with gr.Column(scale=3, min_width=300):
             ui.prompt = gr.Dropdown([], label="Prompt", elem_id="prompt", interactive=True)
-            ui.slider = gr.ImageSlider(
-                label="Before | after: drag the line", elem_id="slider", interactive=False, type="filepath", max_height=520, format="png"
-            )
+            ui.slider = gr.HTML("", elem_id="slider")
         with gr.Column(scale=2, min_width=280):
             ui.damage = gr.HTML("", elem_id="damage")
 

@@ -117,7 +117,7 @@ def file_of(folder: Path, name: str) -> Path:
 def _models_in(folder: Path) -> list[Path]:
     """Checkpoints, pickles and diffusers folders, by name; what a diffusers folder holds is not listed by itself."""
     found: list[Path] = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, followlinks=True):  # model folders are often linked; DEPTH ends loops
         here = Path(root)
         if "model_index.json" in files:
             found.append(here)

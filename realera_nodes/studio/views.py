@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -18,7 +21,7 @@ Updates = dict[Any, Any]
 
 
 class Views:
-    """Args: address: (tab's own query, file path or run id) -> a link of the page."""
+    """Args: exports: whether there are folders to copy files to."""
 
     def __init__(self, ui: SimpleNamespace, runs: Runs, worker: Worker, exports: bool):
         self.ui, self.runs, self.worker, self.exports = ui, runs, worker, exports
@@ -58,27 +61,28 @@ class Views:
     def _look(self, run: Run | None, seen: dict[str, Any]) -> Updates:
         ui = self.ui
         if run is None:
-            return {ui.look_status: "", ui.around: gr.update(visible=False), ui.look_cancel: gr.update(visible=False),
-                    ui.also: gr.update(choices=[], value=[]), ui.spare: gr.update(choices=[], value=[])}  # fmt: skip
+            return {ui.look_status: "", ui.around: gr.update(visible=False), ui.look_cancel: gr.update(visible=False), ui.looked: []}
         state = run.state["state"]
         found = run.read("look")
         updates: Updates = {
             ui.look_status: "" if state == DONE else words.progress(run, self.worker.ahead_of(run)),
             ui.look_cancel: gr.update(visible=state in ALIVE), ui.around: gr.update(visible=found is not None),
         }  # fmt: skip
-        drawn = (run.id, found["judged"]) if found else None
-        if found and seen.get("look drawn") != drawn:
-            seen["look drawn"] = drawn
-            names = [p["concept"] for p in found["concepts"]]
-            also, spare = ticks(run.request, found)
-            choices = word_choices(found)
-            updates |= {
-                ui.which: gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0, visible=len(names) > 1),
-                ui.map: self.map(found, 0, also, spare), ui.around_note: words.around(found["concepts"][0], found["judged"]),
-                ui.also: gr.update(choices=choices, value=also, visible=found["judged"]),
-                ui.spare: gr.update(choices=choices, value=spare, visible=found["judged"]),
-            }  # fmt: skip
+        drawn = [run.id, found["judged"]] if found else []
+        self._once(seen, "look drawn", drawn, lambda: updates.update({ui.looked: drawn}))
         return updates
+
+    def looked(self, run: Run) -> list[Any]:
+        """Values of which, map, note and both lists of words."""
+        found = run.read("look")
+        names = [p["concept"] for p in found["concepts"]]
+        also, spare = ticks(run.request, found)
+        choices = word_choices(found)
+        return [
+            gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0, visible=len(names) > 1), self.map(found, 0, also, spare),
+            words.around(found["concepts"][0], found["judged"]), gr.update(choices=choices, value=also, visible=found["judged"]),
+            gr.update(choices=[c for c in choices if c[1] not in also], value=spare, visible=found["judged"]),
+        ]  # fmt: skip
 
     @staticmethod
     def map(found: dict[str, Any], which: int, also: list[str], spare: list[str]) -> Any:
@@ -122,36 +126,30 @@ class Views:
         updates |= {ui.compare: gr.update(visible=done), ui.compare_note: gr.update(visible=not done),
                     ui.copying: gr.update(visible=done and self.exports)}  # fmt: skip
         if run and done:
-            updates |= self._result(run)
+            updates[ui.files] = words.files(files_of(run), file_address)
         else:
-            updates |= {ui.files: words.hint("The files appear here when step 4 is done."), ui.copied: ""}
+            updates[ui.files] = words.hint("The files appear here when step 4 is done.")
+        finished = [run.id, run.stamp("state")] if run and done else []
+        self._once(seen, "finished", finished, lambda: updates.update({ui.finished: finished, ui.copied: ""}))
         return updates
 
-    def _result(self, run: Run) -> Updates:
-        import json
-
-        ui = self.ui
+    def finished(self, run: Run) -> list[Any]:
+        """Values of prompt, slider, damage and the list of files to copy."""
         pictures, files = run.read("pictures"), files_of(run)
         report = json.loads((run.files / "report.json").read_text(encoding="utf-8"))
         labels = [(f"{words.GROUP_NAMES[p['group']]}: {p['label']}", i) for i, p in enumerate(pictures)]
-        return {
-            ui.prompt: gr.update(choices=labels, value=0), ui.slider: self.pair(run, 0), ui.damage: words.damage(report),
-            ui.files: words.files(files, file_address), ui.copied: "",
-            ui.copy_file: gr.update(choices=[f["name"] for f in files], value=files[0]["name"]),
-        }  # fmt: skip
+        return [gr.update(choices=labels, value=0), self.pair(run, 0), words.damage(report),
+                gr.update(choices=[f["name"] for f in files], value=files[0]["name"])]  # fmt: skip
 
     @staticmethod
-    def pair(run: Run, index: int) -> tuple[str, str]:
-        """Paths of the pictures of a prompt before and after."""
+    def pair(run: Run, index: int) -> str:
+        """The pictures of a prompt before and after."""
         row = run.read("pictures")[index]
-        return str(run.folder / row["before"]), str(run.folder / row["after"])
+        return words.slider(row, *(file_address(str((run.folder / row[k]).resolve())) for k in ("before", "after")))
 
 
 def file_address(path: str) -> str:
     """Where the page's server gives a file; a folder has no address."""
-    from pathlib import Path
-    from urllib.parse import quote
-
     return "" if Path(path).is_dir() else f"gradio_api/file={quote(path)}"
 
 

@@ -134,6 +134,24 @@ def live(table: Mapping[str, Any]) -> str:
     return f'<p class="hint">While it trains: {names}</p><div class="frames">{"".join(frames)}</div>'
 
 
+def slider(row: Mapping[str, Any], before: str, after: str) -> str:
+    """Two pictures with a line between them, moved by mouse, finger or arrow keys. Gradio's own knows only the mouse."""
+    seen = ""
+    if row["seen"]:
+        old, new = (escape(", ".join(s)) for s in row["seen"])
+        seen = f" A classifier sees {old} before and {new} after."
+    label = escape(row["label"])
+    wish = "It should go." if row["group"] in GOES else "It should stay."
+    return (
+        f'<div class="compare"><div class="sheets"><img src="{escape(before)}" alt="{label}, before">'
+        f'<img class="after" src="{escape(after)}" alt="{label}, after"><i></i></div>'
+        '<div class="ends"><span>before</span><span>after</span></div>'
+        '<input type="range" min="0" max="100" value="50" aria-label="Line between before and after" '
+        "oninput=\"this.parentNode.style.setProperty('--at', this.value + '%')\">"
+        f'<p class="hint">“{escape(row["prompt"])}”, same seeds. {wish}{seen}</p></div>'
+    )
+
+
 def damage(report: Mapping[str, Any]) -> str:
     """The report's numbers: accuracies where a scorer judged, and what moved."""
     parts = []

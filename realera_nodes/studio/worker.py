@@ -129,14 +129,15 @@ class Worker:
                 if self._closing:
                     return
                 run = self._now = self._waiting.pop(0)
-            try:
-                self._do(run)
-            finally:
-                with self._changed:
-                    self._now = None
-                    self._unwanted.discard(run.id)
+            ended = self._do(run)
+            with self._changed:  # who sees the end finds the run out of the queue, and the other way round
+                if ended:
+                    run.set_state(**ended)
+                self._now = None
+                self._unwanted.discard(run.id)
 
-    def _do(self, run: Run) -> None:
+    def _do(self, run: Run) -> dict[str, Any] | None:
+        """Works, and returns the run's last state; None where it is to be told as interrupted."""
         report = Report(run, lambda: run.id not in self._unwanted and not self._closing)
         run.set_state(state=RUNNING, started=report.started, stage="", done=0, total=1)
         ended: dict[str, Any]
@@ -145,7 +146,7 @@ class Worker:
             ended = {"state": DONE}
         except Cancelled:
             if self._closing and run.id not in self._unwanted:
-                return  # interrupt_left_overs tells it
+                return None
             ended = {"state": CANCELLED}
         except (ErasureError, OSError) as error:
             ended = {"state": FAILED, "error": str(error)}
@@ -157,7 +158,7 @@ class Worker:
             run.note(traceback.format_exc())
             ended = {"state": FAILED, "error": _sentence(error)}
         run.note(ended["state"])
-        run.set_state(**ended, started=report.started, finished=time.time(), stage=report.stage)
+        return {**ended, "started": report.started, "finished": time.time(), "stage": report.stage}
 
 
 def _sentence(error: Exception) -> str:
