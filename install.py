@@ -16,8 +16,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NEEDED = {"numpy": "numpy", "safetensors": "safetensors", "PIL": "pillow", "platformdirs": "platformdirs", "torch": "torch"}
 #: of the studio, as pyproject.toml has them under requirements, headless and studio; PyTorch is the WebUI's
-STUDIO = ["numpy>=1.25", "safetensors>=0.4.2", "pillow>=10", "platformdirs>=4", "diffusers>=0.31", "transformers>=4.41", "accelerate>=0.30",
-          "peft>=0.12", "typer>=0.12", "rich>=13", "matplotlib>=3.8", "tomli>=2; python_version < '3.11'", "gradio>=6", "plotly>=6"]  # fmt: skip
+STUDIO = ["numpy>=1.25", "safetensors>=0.4.2", "pillow>=10", "platformdirs>=4", "diffusers>=0.31", "transformers>=4.41",
+    "accelerate>=0.30",
+          "peft>=0.12", "typer>=0.12", "rich>=13", "matplotlib>=3.8", "tomli>=2; python_version < '3.11'",
+          "gradio>=6", "plotly>=6"]  # fmt: skip
 #: the newest that still run on PyTorch before 2.4, which WebUIs have
 FOR_OLD_TORCH = ["transformers<4.50", "diffusers<0.33", "peft<0.15", "accelerate<1.4"]
 
@@ -54,7 +56,9 @@ def make_environment(folder: Path, requirements: list[str], behind: list[str]) -
     if python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     venv.create(folder, with_pip=True)
-    paths = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)}, scheme="nt" if os.name == "nt" else "posix_prefix")
+    paths = sysconfig.get_paths(
+        vars={"base": str(folder), "platbase": str(folder)}, scheme="nt" if os.name == "nt" else "posix_prefix"
+    )
     # a .pth file's folders come after the environment's own
     (Path(paths["purelib"]) / "webui.pth").write_text("\n".join(behind), encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}

@@ -27,9 +27,19 @@ from realera_nodes.studio.tasks import Tasks
 from realera_nodes.studio.worker import Cancelled, Report, Worker
 from tests.tiny import SIDE, tiny_files
 
-SMALL = ("neighbors.vocabulary=60", "neighbors.candidates=12", "neighbors.words=4", "neighbors.words_beyond=4", "neighbors.response=0.0",
-         "neighbors.response_beyond=0.0", "neighbors.m=2", "neighbors.n=2", "alignment.trajectories=1", "alignment.trajectory_steps=3")  # fmt: skip
-ASKED = Request("tiny.safetensors", ("airplane",), ("sky",), keep=("bird",), settings=(*SMALL, "alignment.steps=4"), pictures=1, sampling_steps=2)
+SMALL = ("neighbors.vocabulary=60", "neighbors.candidates=12", "neighbors.words=4", "neighbors.words_beyond=4",
+    "neighbors.response=0.0",
+         "neighbors.response_beyond=0.0", "neighbors.m=2", "neighbors.n=2", "alignment.trajectories=1",
+         "alignment.trajectory_steps=3")  # fmt: skip
+ASKED = Request(
+    "tiny.safetensors",
+    ("airplane",),
+    ("sky",),
+    keep=("bird",),
+    settings=(*SMALL, "alignment.steps=4"),
+    pictures=1,
+    sampling_steps=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +100,9 @@ def test_a_preview_is_the_engines_closed_form_at_any_strength(home) -> None:
     assert whole.keys() == expected.keys()
     for name, delta in whole.items():
         assert torch.allclose(delta, expected[name], atol=1e-6)
-    half = tasks.desk.deltas(replace(made, config=replace(made.config, closed_form=replace(made.config.closed_form, strength=0.5))), silent)
+    half = tasks.desk.deltas(
+        replace(made, config=replace(made.config, closed_form=replace(made.config.closed_form, strength=0.5))), silent
+    )
     for name, delta in half.items():
         assert torch.allclose(2 * delta, whole[name], atol=1e-6)
     cards = run.read("preview")["cards"]
@@ -135,7 +147,8 @@ def test_an_erasure_is_the_engines_job_with_its_files(home, tmp_path: Path) -> N
     run = do(home, "erase", ASKED)
     made = tasks.job_of(run)
     names = {f["name"] for f in files_of(run)}
-    assert names == {"tiny-erased.safetensors", "tiny-erased-edit-lora.safetensors", "tiny-erased-lora.safetensors", "grid.png", "report.md",
+    assert names == {"tiny-erased.safetensors", "tiny-erased-edit-lora.safetensors", "tiny-erased-lora.safetensors", "grid.png",
+        "report.md",
                      "report.json", "erase.toml"}  # fmt: skip
     assert sha256_of(model) == before
     engine.run(replace(made, out=tmp_path / "alone", overwrite=False))  # what the command line calls

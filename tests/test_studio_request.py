@@ -32,9 +32,7 @@ def test_concepts_are_the_command_lines(tmp_path: Path) -> None:
     assert made.concepts == concepts_of(["airplane", "owl"], ["sky", "forest"], "object", ["bird"], {})
 
 
-@pytest.mark.parametrize(
-    ("method", "parts"), [("realera", (True, True)), ("edit", (True, False)), ("lora", (False, True))]
-)
+@pytest.mark.parametrize(("method", "parts"), [("realera", (True, True)), ("edit", (True, False)), ("lora", (False, True))])
 def test_methods_are_parts_of_realera(method: str, parts: tuple[bool, bool], tmp_path: Path) -> None:
     made = job(replace(PLANE, method=method, strength=0.5, settings=("neighbors.m=3",)), "demo", tmp_path)
     assert (made.config.closed_form_on, made.config.alignment_on) == parts
@@ -106,6 +104,8 @@ def test_a_request_survives_json() -> None:
         ({"pictures": 1.5}, "pictures must be int"),
         ({"checkpoint": 1}, "checkpoint must be bool"),
         ({"method": "magic"}, "method is"),
+        ({"pictures": 0}, "pictures must lie"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_requests_of_scripts_are_checked(table: dict, says: str) -> None:

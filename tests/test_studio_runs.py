@@ -194,7 +194,8 @@ def test_what_users_write_is_escaped(tmp_path: Path) -> None:
     files = [{"name": evil, "bytes": 1, "meaning": evil, "place": f"/x/{evil}"}]
     pages = [
         words.queue([run], []), words.progress(run, 0), words.history([run], lambda name: f"?run={name}"),
-        words.cards({"strength": 1.0, "mass": False, "cards": [card]}), words.slider(row, "a", "b"), words.files(files, lambda path: path),
+        words.cards({"strength": 1.0, "mass": False, "cards": [card]}), words.slider(row, "a", "b"), words.files(files,
+        lambda path: path),
         words.live({"labels": [evil], "frames": [{"step": 1, "pictures": ["data:,"]}]}),
         words.around({"near": 1, "kept": 1, "concept": evil}, True), words.problem(evil, evil),
         words.damage({"before": {}, "after": {}, "picture_change": {evil: 0.1}, "named_neighbors": {evil: [evil]}}),

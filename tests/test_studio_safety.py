@@ -1,4 +1,4 @@
-"""What the panel may touch: models of model folders, runs of the output folder, uploads in safetensors. Nothing is named by a path."""
+"""What the panel may touch: models of model folders, runs of the output folder, uploads in safetensors, and nothing by a path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from realera_nodes.studio.runs import Runs
 from realera_nodes.studio.safety import Places, file_of, plain_name
 from tests.tiny import tiny_files
 
-TRAVERSALS = ["../secret.safetensors", "..", "/etc/passwd", "sub/../../secret.safetensors", "..\\secret.safetensors", "", ".", "sub", "\0",
+TRAVERSALS = ["../secret.safetensors", "..", "/etc/passwd", "sub/../../secret.safetensors", "..\\secret.safetensors", "", ".",
+    "sub", "\0",
               "sub/../tiny.safetensors", "file:///etc/passwd", "~/x.safetensors"]  # fmt: skip
 
 
@@ -115,7 +116,9 @@ def test_other_uploads_are_refused_and_deleted(places: Places, tmp_path: Path, n
     assert not places.uploads.exists() or not any(places.uploads.iterdir())
 
 
-@pytest.mark.parametrize("name", ["..", "../secret", "20261122-120000-erase-x-abcdef/../..", "", "x", None, "20261122-120000-erase-x-abcdef\n"])
+@pytest.mark.parametrize(
+    "name", ["..", "../secret", "20261122-120000-erase-x-abcdef/../..", "", "x", None, "20261122-120000-erase-x-abcdef\n"]
+)
 def test_runs_have_ids_and_no_paths(tmp_path: Path, name: str | None) -> None:
     runs = Runs(tmp_path / "runs")
     made = runs.create("erase", Request(concepts=("a/../b",), anchors=("c",)))
@@ -152,7 +155,9 @@ def body(*parts: tuple[str, bytes], boundary: str = "bound") -> bytes:
     return lines + f"--{boundary}--\r\n".encode()
 
 
-def upload(data: bytes, chunk: int, path: str = "/gradio_api/upload", kind: str = "multipart/form-data; boundary=bound") -> tuple[int, bytes]:
+def upload(
+    data: bytes, chunk: int, path: str = "/gradio_api/upload", kind: str = "multipart/form-data; boundary=bound"
+) -> tuple[int, bytes]:
     """The answer's status of the guard around an application that takes anything, and what reached the application."""
     from realera_nodes.studio.guard import UploadGuard
 

@@ -20,14 +20,12 @@ class Share(str, Enum):
 
 
 def studio(
-    model: Annotated[
-        list[str], typer.Option("--model", help='"demo" or a checkpoint, offered first; repeat for several.')
-    ] = ["demo"],  # noqa: B006 typer reads it, nothing writes it
+    model: Annotated[list[str], typer.Option("--model", help='"demo" or a checkpoint, offered first; repeat.')] = ["demo"],  # noqa: B006 typer reads it
     models: Annotated[list[Path], typer.Option("--models", help="A folder of checkpoints to choose from; repeat.")] = [],  # noqa: B006
-    out: Annotated[Path, typer.Option("--out", help="Folder of the runs and their files; made if missing.")] = Path("realera-studio"),
-    export: Annotated[
-        list[str], typer.Option("--export", help="NAME=FOLDER that finished files may be copied to; repeat.")
-    ] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs and their files; made if missing.")] = Path(
+        "realera-studio"
+    ),
+    export: Annotated[list[str], typer.Option("--export", help="NAME=FOLDER that files may be copied to; repeat.")] = [],  # noqa: B006
     host: Annotated[str, typer.Option(help="Address to serve on; others than this machine's own need --login.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port; a free one from 7860 on if not given.")] = None,
     share: Annotated[Share, typer.Option(help="never, or public: a link through Gradio's servers; needs --login.")] = Share.never,
@@ -38,7 +36,9 @@ def studio(
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels; the model's own if not given.")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, where a file does not say.")] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
-    host_model: Annotated[Path | None, typer.Option(hidden=True, help="File with the path of a WebUI's loaded checkpoint.")] = None,
+    host_model: Annotated[
+        Path | None, typer.Option(hidden=True, help="File with the path of a WebUI's loaded checkpoint.")
+    ] = None,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when standard input does.")] = False,
 ) -> None:
     """Open the panel in a browser: choose, look around, preview, erase, compare, export."""

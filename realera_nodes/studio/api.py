@@ -55,7 +55,7 @@ def endpoints(places: Places, runs: Runs, worker: Worker) -> None:
         return told(runs.get(run))
 
     def result(run: str) -> dict:
-        """What a run found: look or preview as JSON, or an erasure's request, losses, report and files with sizes and addresses."""
+        """What a run found: look or preview as JSON, or an erasure's request, losses, report and files."""
         found = runs.get(run)
         if found.kind != "erase":
             return found.read(found.kind) or {}

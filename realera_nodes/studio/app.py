@@ -45,8 +45,10 @@ class Studio:
         css = (files(__package__) / "style.css").read_text(encoding="utf-8")
         try:
             _, url, public = self.page.launch(
-                server_name=host, server_port=port, share=share, auth=login, inbrowser=browser, prevent_thread_lock=True, quiet=True,
-                allowed_paths=[str(self.places.runs.resolve())], theme=THEME, css=css, footer_links=["api", "settings"], show_error=True,
+                server_name=host, server_port=port, share=share, auth=login, inbrowser=browser, prevent_thread_lock=True,
+                quiet=True,
+                allowed_paths=[str(self.places.runs.resolve())], theme=THEME, css=css, footer_links=["api", "settings"],
+                show_error=True,
                 ssr_mode=False, enable_monitoring=False, app_kwargs={"middleware": [UploadGuard.entry()]},
             )  # fmt: skip
         except OSError as error:
@@ -87,6 +89,6 @@ def build(places: Places, desk: Desk | None = None) -> Studio:
     names = list(places.offered())
     with gr.Blocks(title="RealEra studio", analytics_enabled=False) as page:
         ui = layout(names, names[0], list(places.exports))
+        endpoints(places, runs, worker)  # first: the page's own events would take their names
         Events(ui, places, runs, worker).wire(page)
-        endpoints(places, runs, worker)
     return Studio(places, runs, worker, page, held)

@@ -27,7 +27,7 @@ class Desk:
     """Args: device, size, prediction: of all jobs, as the command line takes them."""
 
     def __init__(self, device: str | None = None, size: int | None = None, prediction: str | None = None):
-        self.options = {"device": device, "size": size, "prediction": prediction}
+        self.options: dict[str, Any] = {"device": device, "size": size, "prediction": prediction}
         self._model: tuple[Any, Source, Any] | None = None
         self._kept: dict[str, dict[str, Any]] = {}
 
@@ -62,7 +62,7 @@ class Desk:
         if job.mass or not (config.neighbors_on and config.neighbors.words):
             return Mined()
         bare = tuple(replace(c, aliases=(), preserve=()) for c in job.concepts)
-        _, backend = self.model(job, progress)
+        self.model(job, progress)
         known = self._kept.get("survey", {})
         key = next((k for k in known if k.startswith(self._key("survey", True, bare, config, None)[:-1])), None)
         mined = known[key][0] if key else self.surveyed(replace(job, concepts=bare), progress)[0]

@@ -20,13 +20,15 @@ from .views import Updates, Views, word_choices
 from .worker import Worker
 
 STATUS = {"look": "look_status", "preview": "preview_status", "erase": "status"}
+FORGET_RUN = "() => { const u = new URL(location); u.searchParams.delete('run'); history.replaceState(null, '', u) }"
 
 
 class Events:
     def __init__(self, ui: SimpleNamespace, places: Places, runs: Runs, worker: Worker):
         self.ui, self.places, self.runs, self.worker = ui, places, runs, worker
         self.views = Views(ui, runs, worker, bool(places.exports))
-        self.form = [ui.model, ui.concept, ui.anchor, ui.kind, ui.keep, ui.also, ui.spare, ui.method, ui.strength, ui.steps, ui.pictures,
+        self.form = [ui.model, ui.concept, ui.anchor, ui.kind, ui.keep, ui.also, ui.spare, ui.method, ui.strength, ui.steps,
+            ui.pictures,
                      ui.sampling, ui.seed, ui.checkpoint, ui.settings, ui.preset]  # fmt: skip
 
     def wire(self, page: gr.Blocks) -> None:
@@ -36,7 +38,8 @@ class Events:
         told = [ui.ids, ui.seen, ui.queue, ui.history, ui.look_status, ui.look_cancel, ui.around, ui.looked, ui.preview_status,
                 ui.preview_cancel, ui.cards, ui.status, ui.cancel, ui.resume, ui.training, ui.loss, ui.live, ui.compare,
                 ui.compare_note, ui.copying, ui.files, ui.copied, ui.finished]  # fmt: skip
-        page.load(self.opened, [ui.ids], [*told, *self.form, ui.form_note], **quiet)
+        loaded = page.load(self.opened, [ui.ids], [*told, *self.form, ui.form_note], **quiet)
+        loaded.then(None, None, None, js=FORGET_RUN)  # else loading the page again would bring it back instead of newer work
         ui.timer.tick(self.tick, [ui.ids, ui.seen], told, **quiet)
         ui.looked.change(self.looked, [ui.looked], [ui.which, ui.map, ui.around_note, ui.also, ui.spare], **quiet)
         ui.finished.change(self.finished, [ui.finished], [ui.prompt, ui.slider, ui.damage, ui.copy_file], **quiet)
@@ -71,8 +74,8 @@ class Events:
         named = dict(asked.query_params).get("run", "")
         try:
             if named:
-                run = self.runs.get(named)
-                ids = {"look": "", "preview": "", "erase": ""} | {run.kind: run.id}
+                found = self.runs.get(named)
+                ids = {"look": "", "preview": "", "erase": ""} | {found.kind: found.id}
                 updates[ui.ids] = ids
         except ErasureError as error:
             updates[ui.form_note] = words.problem(str(error))
@@ -95,10 +98,13 @@ class Events:
         ui = self.ui
         steps = [s for s in request.settings if s.partition("=")[0] in ("alignment.steps", "suppression.steps")]
         return {
-            ui.model: request.model, ui.concept: ", ".join(request.concepts), ui.anchor: ", ".join(request.anchors), ui.kind: request.kind,
-            ui.keep: ", ".join(request.keep), ui.method: request.method, ui.strength: request.strength, ui.pictures: request.pictures,
-            ui.sampling: request.sampling_steps, ui.seed: request.seed, ui.checkpoint: request.checkpoint, ui.preset: request.preset,
-            ui.steps: int(steps[-1].partition("=")[2]) if steps else None,
+            ui.model: request.model, ui.concept: ", ".join(request.concepts), ui.anchor: ", ".join(request.anchors),
+            ui.kind: request.kind,
+            ui.keep: ", ".join(request.keep), ui.method: request.method, ui.strength: request.strength,
+            ui.pictures: request.pictures,
+            ui.sampling: request.sampling_steps, ui.seed: request.seed, ui.checkpoint: request.checkpoint,
+            ui.preset: request.preset,
+            ui.steps: int(steps[-1].partition("=")[2]) if steps else 0,
             ui.settings: "\n".join(s for s in request.settings if s not in steps),
         }  # fmt: skip
 
@@ -117,12 +123,13 @@ class Events:
             found = look.read("look") or {"concepts": []}
             near = {f"{i + 1}:{w['word']}" for i, p in enumerate(found["concepts"]) for w in p["words"] if w["near"]}
         lines = list(lines_of(settings or ""))
-        if steps is not None and method != "edit":
+        if steps and method != "edit":
             lines.append(f"{'suppression' if method == 'mace' else 'alignment'}.steps={int(steps)}")
         request = Request(
-            model or "", erased, anchors_of(anchor or ""), kind, unique([*words_of(keep or ""), *(v.split(":", 1)[1] for v in spare)]),
+            model or "", erased, anchors_of(anchor or ""), kind, unique([*words_of(keep or ""), *(v.split(":",
+            1)[1] for v in spare)]),
             tuple(v for v in also if v not in near), method, float(strength), tuple(lines), preset or "", bool(checkpoint),
-            int(pictures or 2), int(sampling or 20), int(seed or 0),
+            int(pictures or 0), int(sampling or 0), int(seed or 0),
         )  # fmt: skip
         job(request, self.places.model(request.model), Path())  # refuses what cannot be done, before it waits in a queue
         return request
@@ -237,5 +244,3 @@ def _query(asked: gr.Request | None) -> str:
     """What links of the page keep of its address: a WebUI's theme."""
     theme = dict(asked.query_params).get("__theme") if asked else None
     return f"&__theme={theme}" if theme in ("light", "dark") else ""
-
-

@@ -80,7 +80,11 @@ def files_of(run: Run) -> list[dict[str, Any]]:
         if path.name.startswith("."):
             continue
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-        meaning = "erased model, a diffusers folder" if path.is_dir() else next((m for end, m in MEANINGS if path.name.endswith(end)), "")
+        meaning = (
+            "erased model, a diffusers folder"
+            if path.is_dir()
+            else next((m for end, m in MEANINGS if path.name.endswith(end)), "")
+        )
         found.append({"name": path.name, "bytes": size, "meaning": meaning, "place": str(path.resolve())})
     return sorted(found, key=lambda f: -f["bytes"])
 

@@ -67,7 +67,12 @@ def _what(ui: SimpleNamespace, models: list[str], model: str) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             ui.model = gr.Dropdown(
-                models, value=model, label="Model", info="“demo” comes with this program: try it first.", elem_id="model", filterable=True
+                models,
+                value=model,
+                label="Model",
+                info="“demo” comes with this program: try it first.",
+                elem_id="model",
+                filterable=True,
             )
             with gr.Row():
                 ui.concept = gr.Textbox(
@@ -75,14 +80,18 @@ def _what(ui: SimpleNamespace, models: list[str], model: str) -> None:
                     elem_id="concept", lines=1, max_lines=6, min_width=220,
                 )  # fmt: skip
                 ui.anchor = gr.Textbox(
-                    label="Anchor", info="What it becomes. One for all, or one each.", placeholder="sky", elem_id="anchor", lines=1,
+                    label="Anchor", info="What it becomes. One for all, or one each.", placeholder="sky", elem_id="anchor",
+                    lines=1,
                     max_lines=6, min_width=220,
                 )  # fmt: skip
             ui.keep = gr.Textbox(
-                label="Keep", info="What must not suffer, separated with commas. May be empty.", placeholder="bird, ship", elem_id="keep",
+                label="Keep", info="What must not suffer, separated with commas. May be empty.", placeholder="bird, ship",
+                elem_id="keep",
                 lines=1, max_lines=6,
             )  # fmt: skip
-            ui.kind = gr.Radio(list(TEMPLATES), value="object", label="Kind", info="Decides the prompts it is erased under.", elem_id="kind")
+            ui.kind = gr.Radio(
+                list(TEMPLATES), value="object", label="Kind", info="Decides the prompts it is erased under.", elem_id="kind"
+            )
         with gr.Column(scale=2, min_width=260):
             gr.HTML('<p class="hint">Examples. The first three are for the demo model.</p>')
             for concept, anchor, *_ in EXAMPLES:
@@ -92,14 +101,20 @@ def _what(ui: SimpleNamespace, models: list[str], model: str) -> None:
                 label="Or one of the papers' lists", info="Fills in the form; use MACE for long lists.", elem_id="preset",
             )  # fmt: skip
             with gr.Accordion("Add a model", open=False):
-                gr.HTML('<p class="hint">Only .safetensors: a .ckpt can run code when opened. Large files are better put into a model folder.</p>')
-                ui.upload = gr.UploadButton("Upload a .safetensors checkpoint", file_types=[".safetensors"], size="sm", elem_id="upload")
+                gr.HTML(
+                    '<p class="hint">Only .safetensors: a .ckpt can run code. Put large files into a model folder instead.</p>'
+                )
+                ui.upload = gr.UploadButton(
+                    "Upload a .safetensors checkpoint", file_types=[".safetensors"], size="sm", elem_id="upload"
+                )
                 ui.refresh = gr.Button("Look again into the model folders", size="sm")
             ui.form_note = gr.HTML("", elem_id="form-note")
 
 
 def _around(ui: SimpleNamespace) -> None:
-    gr.HTML('<h2>2. What goes with it?</h2><p class="hint">Shows which words the model draws like the concept, before anything is changed.</p>')
+    gr.HTML(
+        '<h2>2. What goes with it?</h2><p class="hint">Shows which words the model draws like it, before anything is changed.</p>'
+    )
     with gr.Row():
         ui.look = gr.Button("Look around", variant="primary", elem_id="look", scale=0, min_width=180)
         ui.look_cancel = gr.Button("Cancel", visible=False, elem_id="look-cancel", scale=0, min_width=120)
@@ -115,11 +130,16 @@ def _around(ui: SimpleNamespace) -> None:
 
 
 def _preview(ui: SimpleNamespace) -> None:
-    gr.HTML('<h2>3. How does it look?</h2><p class="hint">The closed-form edit takes a second: see it before anything is trained.</p>')
+    gr.HTML(
+        '<h2>3. How does it look?</h2><p class="hint">The closed-form edit takes a second: see it before anything is trained.</p>'
+    )
     with gr.Row():
-        ui.method = gr.Radio([(v, k) for k, v in METHOD_NAMES.items()], value="realera", label="Method", elem_id="method", scale=3)
+        ui.method = gr.Radio(
+            [(v, k) for k, v in METHOD_NAMES.items()], value="realera", label="Method", elem_id="method", scale=3
+        )
         ui.strength = gr.Slider(
-            0, 1.5, 1.0, step=0.05, label="Strength", info="0 is your model, 1 the edit. Draws anew when let go.", elem_id="strength",
+            0, 1.5, 1.0, step=0.05, label="Strength", info="0 is your model, 1 the edit. Draws anew when let go.",
+            elem_id="strength",
             scale=2, min_width=260,
         )  # fmt: skip
     with gr.Row():
@@ -130,19 +150,25 @@ def _preview(ui: SimpleNamespace) -> None:
 
 
 def _train(ui: SimpleNamespace) -> None:
-    gr.HTML('<h2>4. Erase</h2><p class="hint">Trains, draws before and after, writes the files. It goes on when you close this tab.</p>')
+    gr.HTML(
+        '<h2>4. Erase</h2><p class="hint">Trains, draws before and after, writes files. It goes on when you close this tab.</p>'
+    )
     with gr.Accordion("Settings", open=False):
         with gr.Row():
             ui.steps = gr.Number(
-                None, label="Training steps", info=f"Empty: the method's own ({AlignmentConfig().steps} for RealEra).", precision=0,
-                minimum=1, elem_id="steps", min_width=180,
+                0, label="Training steps", info=f"0: the method's own ({AlignmentConfig().steps} for RealEra).", precision=0,
+                elem_id="steps", min_width=180,
             )  # fmt: skip
-            ui.pictures = gr.Number(2, label="Pictures of each prompt", info="In the report.", precision=0, minimum=1, maximum=64, min_width=180)
-            ui.sampling = gr.Number(20, label="Denoising steps", info="Of the report's pictures.", precision=0, minimum=1, maximum=1000, min_width=180)
-            ui.seed = gr.Number(0, label="First seed", precision=0, minimum=0, min_width=180)
+            ui.pictures = gr.Number(2, label="Pictures of each prompt", info="In the report.", precision=0, min_width=180)
+            ui.sampling = gr.Number(20, label="Denoising steps", info="Of the report's pictures.", precision=0, min_width=180)
+            ui.seed = gr.Number(0, label="First seed", precision=0, min_width=180)
         ui.checkpoint = gr.Checkbox(True, label="Write the whole erased checkpoint, not only LoRAs", elem_id="checkpoint")
         ui.settings = gr.Textbox(
-            "", label="More settings", info="One a line, as the command line takes them, such as neighbors.m=20", lines=2, elem_id="settings"
+            "",
+            label="More settings",
+            info="One a line, as the command line takes them, such as neighbors.m=20",
+            lines=2,
+            elem_id="settings",
         )
     with gr.Row():
         ui.erase = gr.Button("Erase", variant="primary", elem_id="erase-button", scale=0, min_width=180)
@@ -160,7 +186,9 @@ def _train(ui: SimpleNamespace) -> None:
 
 def _compare(ui: SimpleNamespace) -> None:
     gr.HTML("<h2>5. Compare</h2>")
-    ui.compare_note = gr.HTML(words.hint("Pictures before and after, and what else was damaged, appear here when step 4 is done."))
+    ui.compare_note = gr.HTML(
+        words.hint("Pictures before and after, and what else was damaged, appear here when step 4 is done.")
+    )
     with gr.Row(visible=False, elem_id="compare") as ui.compare:
         with gr.Column(scale=3, min_width=300):
             ui.prompt = gr.Dropdown([], label="Prompt", elem_id="prompt", interactive=True)
@@ -174,6 +202,8 @@ def _export(ui: SimpleNamespace, exports: list[str]) -> None:
     ui.files = gr.HTML(words.hint("The files appear here when step 4 is done."), elem_id="files")
     with gr.Row(visible=False, equal_height=True) as ui.copying:
         ui.copy_file = gr.Dropdown([], label="Copy", elem_id="copy-file", min_width=260)
-        ui.copy_place = gr.Dropdown(exports, value=exports[0] if exports else None, label="to", elem_id="copy-place", min_width=200)
+        ui.copy_place = gr.Dropdown(
+            exports, value=exports[0] if exports else None, label="to", elem_id="copy-place", min_width=200
+        )
         ui.copy = gr.Button("Copy", elem_id="copy", scale=0, min_width=120)
     ui.copied = gr.HTML("", elem_id="copied")

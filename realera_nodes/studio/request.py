@@ -61,6 +61,12 @@ class Request:
     def __post_init__(self) -> None:
         if self.method not in METHOD_NAMES:
             raise ErasureError(f'method is "{self.method}": choose one of {", ".join(METHOD_NAMES)}.')
+        if not 1 <= self.pictures <= 64 or not 1 <= self.sampling_steps <= 1000:
+            raise ErasureError(
+                "pictures must lie between 1 and 64 and denoising steps between 1 and 1000: mend them in the settings."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ErasureError(f"seed is {self.seed}: it must lie between 0 and 4294967295.")
 
     @property
     def title(self) -> str:
@@ -123,7 +129,9 @@ def concepts(request: Request) -> tuple[Concept, ...]:
 def config(request: Request, erased: tuple[Concept, ...]) -> ErasureConfig | MassConfig:
     """The method's settings: defaults or the preset's, then the user's. ErasureError: an unknown name or a wrong value."""
     if request.method in METHODS:
-        base = preset_config(load_preset(request.preset), request.method) if request.preset else mass_config(request.method, erased)
+        base = (
+            preset_config(load_preset(request.preset), request.method) if request.preset else mass_config(request.method, erased)
+        )
         return with_settings(base, request.settings)
     parts = ErasureConfig(closed_form_on=request.method != "lora", alignment_on=request.method != "edit")
     parts = replace(parts, closed_form=replace(parts.closed_form, strength=request.strength))

@@ -43,7 +43,7 @@ class Places:
         return self.out / "uploads"
 
     def offered(self) -> dict[str, Path | None]:
-        """Names in the page's order -> files and folders. The embedded model has no path. Pickles are listed, and refused when chosen."""
+        """Names in the page's order -> files and folders; None: the embedded model. Pickles are listed, and refused."""
         found: dict[str, Path | None] = {}
         loaded = self._loaded()
         first = [p for p in (loaded, *self.given) if p is not None]
@@ -64,7 +64,9 @@ class Places:
         """What the engine calls a model that the page calls ``name``. ErasureError: it is not offered, or a pickle."""
         offered = self.offered()
         if name not in offered:
-            raise ErasureError(f'"{name}" is not among the offered models: choose one of the list, or put it into a model folder.')
+            raise ErasureError(
+                f'"{name}" is not among the offered models: choose one of the list, or put it into a model folder.'
+            )
         path = offered[name]
         if path is None:
             return DEMO
@@ -82,7 +84,9 @@ class Places:
         target = self.uploads / plain_name(name)
         try:
             if target.suffix.lower() != ".safetensors":
-                raise ErasureError(f"{target.name} is refused: only .safetensors checkpoints can be uploaded, as other formats can run code.")
+                raise ErasureError(
+                    f"{target.name} is refused: only .safetensors checkpoints can be uploaded, as other formats can run code."
+                )
             open_checkpoint(temporary)
             if target.exists():
                 raise ErasureError(f"{target.name} was uploaded before: choose it from the list, or give the file another name.")
@@ -110,7 +114,9 @@ def file_of(folder: Path, name: str) -> Path:
     """A file that stands in ``folder`` itself. ErasureError: there is none of that name."""
     there = {p.name: p for p in folder.iterdir()} if folder.is_dir() else {}
     if name not in there or not inside(there[name], folder):
-        raise ErasureError(f'there is no file "{name[:80]}" in {folder.name}: choose one of {", ".join(sorted(there)) or "none"}.')
+        raise ErasureError(
+            f'there is no file "{name[:80]}" in {folder.name}: choose one of {", ".join(sorted(there)) or "none"}.'
+        )
     return there[name]
 
 
@@ -124,7 +130,9 @@ def _models_in(folder: Path) -> list[Path]:
             folders.clear()
             continue
         folders[:] = sorted(d for d in folders if not d.startswith(".")) if len(here.relative_to(folder).parts) < DEPTH else []
-        found += [here / f for f in sorted(files) if Path(f).suffix.lower() in {".safetensors", *PICKLES} and not f.startswith(".")]
+        found += [
+            here / f for f in sorted(files) if Path(f).suffix.lower() in {".safetensors", *PICKLES} and not f.startswith(".")
+        ]
     return sorted(p for p in found if p != folder)
 
 

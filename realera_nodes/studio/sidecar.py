@@ -73,7 +73,9 @@ class Sidecar:
             if self._answers():
                 return self.url
             time.sleep(0.25)
-        raise SidecarError(f"The studio did not answer within {seconds:.0f} seconds: press the button again, or look at {self.log}.")
+        raise SidecarError(
+            f"The studio did not answer within {seconds:.0f} seconds: press the button again, or look at {self.log}."
+        )
 
     def close(self, seconds: float = 20) -> None:
         """Ends the process; what it was at can be continued."""
@@ -99,8 +101,8 @@ class Sidecar:
 
     def _start(self) -> None:
         if not self.python.exists():
-            raise SidecarError(f"The studio's environment is missing: run {sys.executable} {self.extension / 'install.py'} in the WebUI's "
-                               "folder, and restart the WebUI.")  # fmt: skip
+            raise SidecarError(f"The studio's environment is missing: run {sys.executable} {self.extension / 'install.py'} in "
+                               "the WebUI's folder, and restart the WebUI.")  # fmt: skip
         self.out.mkdir(parents=True, exist_ok=True)
         self.models = [m for m in self.models if m.is_dir()]
         for folder in self.exports.values():
@@ -113,7 +115,12 @@ class Sidecar:
         environment["PYTHONPATH"] = str(self.extension)
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                self.command(port), cwd=self.extension, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+                self.command(port),
+                cwd=self.extension,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         self.url = f"http://127.0.0.1:{port}/"
 

@@ -54,7 +54,7 @@ class Tasks:
         """look.json: the map at once, with samples alone; then with words, after the model was asked."""
         made = self.job_of(run)
         if len(made.concepts) > MOST:
-            raise ErasureError(f"{len(made.concepts)} concepts are too many to look at, a minute each: choose {MOST} or fewer here; "
+            raise ErasureError(f"{len(made.concepts)} concepts are too many to look at, a minute each: choose {MOST} or fewer; "
                                "erasing takes any number.")  # fmt: skip
         self.desk.model(made, report)
         _, around = self.desk.surveyed(made, report, judge=False)
@@ -69,7 +69,9 @@ class Tasks:
         """preview.json: the closed form at a strength, drawn before anything is trained."""
         made = self.job_of(run)
         if not made.mass and not made.config.closed_form_on:
-            raise ErasureError("this method has no closed form, so there is nothing to preview before training: choose another one.")
+            raise ErasureError(
+                "this method has no closed form, so there is nothing to preview before training: choose another one."
+            )
         _, backend = self.desk.model(made, report)
         deltas = self.desk.deltas(made, report)
         probes = few(engine.probes_of(made, strongest_words(made.concepts, self.desk.mined(made, report))))
@@ -97,13 +99,16 @@ class Tasks:
              "seen": [scorer(b[None])[0], scorer(a[None])[0]] if scorer else None}
             for p, b, a in zip(probes, before, after, strict=True)
         ]  # fmt: skip
-        run.write("preview", {"strength": 1.0 if made.mass else made.config.closed_form.strength, "mass": bool(made.mass), "cards": cards})
+        run.write(
+            "preview",
+            {"strength": 1.0 if made.mass else made.config.closed_form.strength, "mass": bool(made.mass), "cards": cards},
+        )
 
     def erase(self, run: Run, report: Report) -> None:
         """The engine's job, under ``files``; live.json while it trains, pictures.json when it has drawn."""
         made = self.job_of(run)
         made = replace(made, overwrite=run.files.exists())  # what an earlier try of this very run left
-        source, backend = self.desk.model(made, report)
+        _, backend = self.desk.model(made, report)
         report.expect(costs(made))
         total = made.mass.training.steps if made.mass else made.config.alignment.steps
         live = Live(run, self.desk, made, total, report)
@@ -170,14 +175,15 @@ def _place(around: Neighborhood) -> dict[str, Any]:
     at = {role: [[round(v, 4) for v in point] for point in points.tolist()] for role, points in project(around).items()}
     facts = {w.word: w for w in around.mined.named.get(around.concept.phrase, [])}
     near = set(around.mined.words)
-    far = {p for p in around.mined.far}
+    far = set(around.mined.far)
     template = around.concept.prompts[0]
     words = [
         {"word": w, "near": w in near, "far": template.format(w) in far,
          "cosine": facts[w].cosine if w in facts else None, "response": facts[w].response if w in facts else None}
         for w in around.words
     ]  # fmt: skip
-    return {"concept": around.concept.phrase, "anchor": around.concept.anchor, "at": at, "words": words, "preserved": around.preserved,
+    return {"concept": around.concept.phrase, "anchor": around.concept.anchor, "at": at, "words": words,
+        "preserved": around.preserved,
             "near": len(near), "kept": len(far)}  # fmt: skip
 
 
@@ -192,7 +198,9 @@ def _keep_pictures(run: Run, probes: Sequence[Probe], before: Outcome, after: Ou
             names.append(f"pictures/{i:02}-{when}.png")
             _sheet(outcome.pictures[i]).save(run.folder / names[-1])
         seen = [sorted(set(o.seen[i])) for o in (before, after)] if after.seen else None
-        table.append({"group": p.group, "label": p.label, "prompt": p.prompt, "before": names[0], "after": names[1], "seen": seen})
+        table.append(
+            {"group": p.group, "label": p.label, "prompt": p.prompt, "before": names[0], "after": names[1], "seen": seen}
+        )
     run.write("pictures", table)
 
 
@@ -205,5 +213,3 @@ def _sheet(pictures: Tensor, width: int = 768) -> Image.Image:
     for i, picture in enumerate(pictures):
         sheet.paste(to_image(picture, side), (i % columns * side, i // columns * side))
     return sheet
-
-

@@ -61,7 +61,12 @@ class Views:
     def _look(self, run: Run | None, seen: dict[str, Any]) -> Updates:
         ui = self.ui
         if run is None:
-            return {ui.look_status: "", ui.around: gr.update(visible=False), ui.look_cancel: gr.update(visible=False), ui.looked: []}
+            return {
+                ui.look_status: "",
+                ui.around: gr.update(visible=False),
+                ui.look_cancel: gr.update(visible=False),
+                ui.looked: [],
+            }
         state = run.state["state"]
         found = run.read("look")
         updates: Updates = {
@@ -79,7 +84,8 @@ class Views:
         also, spare = ticks(run.request, found)
         choices = word_choices(found)
         return [
-            gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0, visible=len(names) > 1), self.map(found, 0, also, spare),
+            gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0, visible=len(names) > 1), self.map(found, 0, also,
+            spare),
             words.around(found["concepts"][0], found["judged"]), gr.update(choices=choices, value=also, visible=found["judged"]),
             gr.update(choices=[c for c in choices if c[1] not in also], value=spare, visible=found["judged"]),
         ]  # fmt: skip
@@ -116,8 +122,10 @@ class Views:
         losses, live = (run.read("losses"), run.read("live")) if run else (None, None)
         shown = bool(losses and losses["losses"])
         updates[ui.training] = gr.update(visible=shown)
-        if run and shown:
-            self._once(seen, "losses", (run.id, run.stamp("losses")), lambda: updates.update({ui.loss: charts.loss_frame(losses)}))
+        if run and losses and shown:
+            self._once(
+                seen, "losses", (run.id, run.stamp("losses")), lambda: updates.update({ui.loss: charts.loss_frame(losses or {})})
+            )
         if run and live:
             self._once(seen, "live", (run.id, run.stamp("live")), lambda: updates.update({ui.live: words.live(live)}))
         if run is None or not live:

@@ -15,7 +15,14 @@ GROUP_NAMES = {
     "unrelated": "unrelated",
 }  # fmt: skip
 KIND_NAMES = {"look": "looking around", "preview": "preview", "erase": "erasing"}
-STATE_NAMES = {QUEUED: "waiting", RUNNING: "at work", DONE: "done", FAILED: "failed", CANCELLED: "cancelled", INTERRUPTED: "interrupted"}
+STATE_NAMES = {
+    QUEUED: "waiting",
+    RUNNING: "at work",
+    DONE: "done",
+    FAILED: "failed",
+    CANCELLED: "cancelled",
+    INTERRUPTED: "interrupted",
+}
 NUMBERS = {
     "Acc_e": ("concept still seen", "lower is better"), "Acc_g": ("its other names still seen", "lower is better"),
     "residue": ("what evokes it still seen", "lower is better"), "Acc_s": ("everything else still seen", "higher is better"),
@@ -42,10 +49,15 @@ def hint(text: str) -> str:
     return f'<p class="hint">{escape(text)}</p>'
 
 
+def _capital(sentence: str) -> str:
+    """With a capital letter, unless it begins with a name such as alignment.lr."""
+    return sentence[:1].upper() + sentence[1:] if sentence.partition(" ")[0].isalpha() else sentence
+
+
 def problem(sentence: str, log: str = "") -> str:
     """An error: one sentence, the log behind a fold."""
     fold = f"<details><summary>Log</summary><pre>{escape(log)}</pre></details>" if log else ""
-    return f'<div class="problem" role="alert"><p>{escape(sentence[:1].upper() + sentence[1:])}</p>{fold}</div>'
+    return f'<div class="problem" role="alert"><p>{escape(_capital(sentence))}</p>{fold}</div>'
 
 
 def progress(run: Run, ahead: int) -> str:
@@ -85,7 +97,8 @@ def queue(runs: Sequence[Run], mine: Sequence[str]) -> str:
         what = f"{KIND_NAMES[run.kind]}: {escape(run.request.title)}{own}"
         if i == 0 and state["state"] == RUNNING:
             left = f", about {seconds(state['eta'])} left" if state.get("eta") is not None else ""
-            items.append(f"<li><b>at work</b> {what}, {float(state.get('fraction') or 0):.0%} of {escape(state['stage'] or 'it')}{left}</li>")
+            share = f"{float(state.get('fraction') or 0):.0%}"
+            items.append(f"<li><b>at work</b> {what}, {share} done, now {escape(state['stage'] or 'starting')}{left}</li>")
         else:
             items.append(f"<li>waiting {what}</li>")
     return f'<div class="queue" role="status"><ol>{"".join(items)}</ol></div>'
@@ -95,8 +108,8 @@ def around(place: Mapping[str, Any], judged: bool) -> str:
     if not judged:
         return hint("The map shows samples around the concept. The model is being asked which words draw the same picture.")
     return hint(
-        f"{place['near']} words of the model's vocabulary draw what “{place['concept']}” draws and are erased with it; {place['kept']} are near "
-        f"in text only and stay. The strongest are listed here; tick what you want otherwise."
+        f"{place['near']} words of the model's vocabulary draw what “{place['concept']}” draws and are erased with it; "
+        f"{place['kept']} are near in text only and stay. The strongest are listed here; tick what you want otherwise."
     )
 
 
@@ -111,7 +124,8 @@ def cards(preview: Mapping[str, Any]) -> str:
             old, new = (escape(s) for s in c["seen"])
             seen = f'<span class="seen">seen as {old} → {new}</span>'
         images = "".join(
-            f'<figure><img src="{escape(c[k])}" alt="{escape(c["label"])}, {k}"><figcaption>{k}</figcaption></figure>' for k in ("before", "after")
+            f'<figure><img src="{escape(c[k])}" alt="{escape(c["label"])}, {k}"><figcaption>{k}</figcaption></figure>'
+            for k in ("before", "after")
         )
         parts.append(f'<div class="card"><div class="pair">{images}</div><b>{escape(c["label"])}</b>'
                      f'<span class="about">{GROUP_NAMES[c["group"]]}</span>{tag}{seen}</div>')  # fmt: skip
@@ -166,12 +180,17 @@ def damage(report: Mapping[str, Any]) -> str:
     rows = []
     for group, change in report["picture_change"].items():
         drift, left = (report.get(k, {}).get(group) for k in ("value_drift", "embedding_residue"))
-        rows.append((escape(GROUP_NAMES.get(group, group)), f"{change:.3f}", *("-" if v is None else f"{v:.0%}" for v in (drift, left))))
+        rows.append(
+            (escape(GROUP_NAMES.get(group, group)), f"{change:.3f}", *("-" if v is None else f"{v:.0%}" for v in (drift, left)))
+        )
     parts.append(_table("Damage report", ("prompts", "pixels changed", "values moved", "left of it"), rows))
-    parts.append(hint("Pixels: root mean square, 0 to 1. Values: how far W_V's output moves. Left: of the way to the anchor, 100% before."))
+    parts.append(
+        hint("Pixels: root mean square, 0 to 1. Values: how far W_V's output moves. Left: of the way to the anchor, 100% before.")
+    )
     for concept, words in report.get("named_neighbors", {}).items():
         if words:
-            parts.append(f"<details><summary>{len(words)} words went along with {escape(concept)}</summary><p>{escape(', '.join(words))}</p></details>")
+            told = f"{len(words)} words went along with {escape(concept)}"
+            parts.append(f"<details><summary>{told}</summary><p>{escape(', '.join(words))}</p></details>")
     return "".join(parts)
 
 
@@ -190,13 +209,23 @@ def files(rows: Sequence[Mapping[str, Any]], link) -> str:
 def history(runs: Sequence[Run], link) -> str:
     """Erasures, newest first. ``link``: id -> address."""
     if not runs:
-        return hint("No erasure was started yet. They are listed here, and can be opened again, for as long as their folders are kept.")
+        return hint(
+            "No erasure was started yet. They are listed here, and can be opened again, for as long as their folders are kept."
+        )
     rows = []
     for run in runs:
         asked, request, state = run.asked, run.request, run.state["state"]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(asked["created"]))
         title = f'<a href="{escape(link(run.id))}">{escape(request.title)}</a>'
-        rows.append((title, when, escape(request.model), escape(request.method), f'<span class="state {state}">{STATE_NAMES[state]}</span>'))
+        rows.append(
+            (
+                title,
+                when,
+                escape(request.model),
+                escape(request.method),
+                f'<span class="state {state}">{STATE_NAMES[state]}</span>',
+            )
+        )
     return _table("Erasures", ("concept → anchor", "when", "model", "method", ""), rows)
 
 
@@ -204,4 +233,6 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Cells are HTML already."""
     top = "".join(f'<th scope="col">{h}</th>' for h in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
