@@ -76,11 +76,11 @@ def _what(ui: SimpleNamespace, models: list[str], model: str) -> None:
             )
             with gr.Row():
                 ui.concept = gr.Textbox(
-                    label="Concept", info="What it should forget. Several: separate with commas.", placeholder="airplane",
+                    label="Concept", info="What to forget; several with commas.", placeholder="airplane",
                     elem_id="concept", lines=1, max_lines=6, min_width=220,
                 )  # fmt: skip
                 ui.anchor = gr.Textbox(
-                    label="Anchor", info="What it becomes. One for all, or one each.", placeholder="sky", elem_id="anchor",
+                    label="Anchor", info="What it becomes; one for all, or one each.", placeholder="sky", elem_id="anchor",
                     lines=1,
                     max_lines=6, min_width=220,
                 )  # fmt: skip
