@@ -12,6 +12,7 @@ import pytest
 
 from tests.browser_page import CONTRAST, require_browser, save_picture
 from tests.studio_server import Server, served
+from tests.tiny import tiny_files
 
 pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason='NO GRADIO: pip install "realera-nodes[studio]"')
@@ -20,6 +21,12 @@ SCREENSHOTS = os.environ.get("REALERA_SCREENSHOTS") == "1"
 PATIENCE = int(os.environ.get("REALERA_PATIENCE", "900")) * 1000
 #: as little as still erases
 SMALL = "neighbors.candidates=60\nalignment.trajectories=1\nalignment.trajectory_steps=6"
+#: the nearest element around one that paints a background
+BACKGROUND = """e => {
+  const clear = (x) => getComputedStyle(x).backgroundColor == "rgba(0, 0, 0, 0)";
+  while (e && clear(e)) e = e.parentElement;
+  return e ?? document.body;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +51,14 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def tab(browser: Any, server: Server, theme: str = "light", width: int = 1280, query: str = "") -> Iterator[Any]:
+def tab(
+    browser: Any, server: Server, theme: str = "light", width: int = 1280, query: str = "", wrong: list[str] | None = None
+) -> Iterator[Any]:  # fmt: skip
     """A tab of a new user. What its scripts complain about and what it fetches from elsewhere fails the test."""
     context = browser.new_context(viewport={"width": width, "height": 1000}, accept_downloads=True)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
-    wrong: list[str] = []
+    wrong = [] if wrong is None else wrong
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:", "ws:")) else wrong.append(r.url))
@@ -123,6 +132,8 @@ def test_the_whole_flow_to_a_lora_that_diffusers_loads(chromium: Any, studio: Se
         page.wait_for_selector("#live img")
         page.wait_for_selector("#loss canvas, #loss svg")
         assert page.locator("#cancel").is_visible()
+        if SCREENSHOTS:
+            page.wait_for_function("document.querySelectorAll('#live figure').length > 3")
         shot(page, "training", "#erase-button", 640)
         page.wait_for_selector("#damage table")
         assert "Done" in page.inner_text("#status")
@@ -199,8 +210,9 @@ def test_a_run_outlives_its_tab_is_seen_by_others_and_can_be_cancelled(chromium:
     )
 
 
-def test_bad_inputs_are_a_sentence_where_they_were_given(chromium: Any, studio: Server) -> None:
-    with tab(chromium, studio) as page:
+def test_bad_inputs_are_a_sentence_where_they_were_given(chromium: Any, studio: Server, tmp_path: Path) -> None:
+    complaints: list[str] = []
+    with tab(chromium, studio, wrong=complaints) as page:
         page.click("#look")
         page.wait_for_selector("#look-status [role=alert]")
         assert "Nothing to erase was named" in page.inner_text("#look-status")
@@ -219,6 +231,18 @@ def test_bad_inputs_are_a_sentence_where_they_were_given(chromium: Any, studio: 
         page.get_by_role("option", name="old.ckpt").click()
         page.wait_for_selector("#form-note [role=alert]")
         assert "save as .safetensors" in page.inner_text("#form-note")
+        page.get_by_role("button", name="Add a model").click()
+        page.locator("#model input").press("Escape")
+        chosen = [tmp_path / "pickle.safetensors", tiny_files("sd1")[1]]
+        chosen[0].write_bytes(b"\x80\x02}q\x00." * 400)
+        sent = page.locator("input[type=file][accept*=safetensors]")
+        with page.expect_response("**/upload*") as answer:
+            sent.set_input_files(chosen[0])
+        assert answer.value.status == 415
+        sent.set_input_files(chosen[1])
+        page.wait_for_function("document.querySelector('#form-note').innerText.includes('is among the models now')")
+        assert page.locator("#model input").input_value() == chosen[1].name
+        complaints.clear()  # the page tells of the refused upload
     with tab(chromium, studio, query="&run=../../etc") as page:
         page.wait_for_selector("#form-note [role=alert]")
         assert "There is no run" in page.inner_text("#form-note")
@@ -241,11 +265,7 @@ def test_it_can_be_read_and_reached_by_keyboard(chromium: Any, studio: Server, t
             "#kind label.selected span",
         ):
             element = page.locator(selector).first
-            back = element.evaluate_handle(
-                """e => { while (e && /^rgba\\(0, 0, 0,
-                0\\)$|transparent/.test(getComputedStyle(e).backgroundColor)) e = e.parentElement;
-                          return e ?? document.body }"""
-            )
+            back = element.evaluate_handle(BACKGROUND)
             assert page.evaluate(CONTRAST, [element.element_handle(), back]) >= 4.5, selector
         page.locator("#concept").locator("textarea, input").focus()
         reached: list[str] = []

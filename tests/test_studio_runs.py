@@ -71,7 +71,7 @@ def test_one_at_a_time_in_order_and_short_work_before_trainings(worker: Worker, 
     assert worker.ahead_of(asked[1]) == 4
     assert "4 runs before it" in words.progress(asked[1], 4)
     shown = words.queue(worker.queue(), [asked[0].id])
-    assert shown.count("waiting") == 4
+    assert shown.count("<b>waiting</b>") == 4
     assert "2 → x (yours)" in shown
     assert "1 → x (yours)" not in shown
     work.go.set()

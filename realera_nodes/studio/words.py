@@ -100,7 +100,7 @@ def queue(runs: Sequence[Run], mine: Sequence[str]) -> str:
             share = f"{float(state.get('fraction') or 0):.0%}"
             items.append(f"<li><b>at work</b> {what}, {share} done, now {escape(state['stage'] or 'starting')}{left}</li>")
         else:
-            items.append(f"<li>waiting {what}</li>")
+            items.append(f"<li><b>waiting</b> {what}</li>")
     return f'<div class="queue" role="status"><ol>{"".join(items)}</ol></div>'
 
 
@@ -183,9 +183,9 @@ def damage(report: Mapping[str, Any]) -> str:
         rows.append(
             (escape(GROUP_NAMES.get(group, group)), f"{change:.3f}", *("-" if v is None else f"{v:.0%}" for v in (drift, left)))
         )
-    parts.append(_table("Damage report", ("prompts", "pixels changed", "values moved", "left of it"), rows))
+    parts.append(_table("Damage report", ("prompts", "pixels changed", "values moved", "residue"), rows))
     parts.append(
-        hint("Pixels: root mean square, 0 to 1. Values: how far W_V's output moves. Left: of the way to the anchor, 100% before.")
+        hint("Pixels: root mean square, 0 to 1. Values: how far W_V's output moves. Residue: what is left of the way to the anchor, 100% before.")
     )
     for concept, words in report.get("named_neighbors", {}).items():
         if words:
