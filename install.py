@@ -21,7 +21,9 @@ STUDIO = ["numpy>=1.25", "safetensors>=0.4.2", "pillow>=10", "platformdirs>=4", 
           "peft>=0.12", "typer>=0.12", "rich>=13", "matplotlib>=3.8", "tomli>=2; python_version < '3.11'",
           "gradio>=6", "plotly>=6"]  # fmt: skip
 #: the newest that still run on PyTorch before 2.4, which WebUIs have
-FOR_OLD_TORCH = ["transformers<4.50", "diffusers<0.33", "peft<0.15", "accelerate<1.4"]
+FOR_OLD_TORCH = ["transformers<4.50", "diffusers<0.33", "peft<0.15", "accelerate<1.4", "numpy<2"]
+#: these ask for PyTorch, which pip would load anew; what else they ask for is installed with the others
+ASK_FOR_TORCH, THEIR_OTHERS = ("accelerate", "peft"), ["psutil", "pyyaml"]
 
 
 def missing() -> list[str]:
@@ -55,15 +57,19 @@ def make_environment(folder: Path, requirements: list[str], behind: list[str]) -
     stamp, wanted = folder / "requirements.txt", "\n".join([*requirements, *behind])
     if python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
-    venv.create(folder, with_pip=True)
+    venv.create(folder, clear=True, with_pip=True)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    pip = [str(python), "-m", "pip", "install", "--prefer-binary", "--disable-pip-version-check"]
+    late = [r for r in requirements if r.startswith(ASK_FOR_TORCH)]
+    # without a look at the WebUI's packages, whose old pins pip would try to keep
+    subprocess.run([*pip, *(r for r in requirements if r not in late), *THEIR_OTHERS], check=True, env=environment)
+    if late:
+        subprocess.run([*pip, "--no-deps", *late], check=True, env=environment)
     paths = sysconfig.get_paths(
         vars={"base": str(folder), "platbase": str(folder)}, scheme="nt" if os.name == "nt" else "posix_prefix"
     )
     # a .pth file's folders come after the environment's own
     (Path(paths["purelib"]) / "webui.pth").write_text("\n".join(behind), encoding="utf-8")
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    subprocess.run([str(python), "-m", "pip", "install", "--prefer-binary", "--disable-pip-version-check", *requirements],
-                   check=True, env=environment)  # fmt: skip
     stamp.write_text(wanted, encoding="utf-8")
     return python
 

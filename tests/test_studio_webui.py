@@ -176,7 +176,8 @@ def test_the_studio_gets_what_the_package_asks_for(install: ModuleType) -> None:
     assert set(install.studio_requirements("2.1.2")) > {"transformers<4.50", *install.STUDIO}
 
 
-def test_the_environments_own_packages_come_before_the_hosts(install: ModuleType, tmp_path: Path) -> None:
+def test_the_environments_own_packages_come_before_the_hosts(install: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(install, "THEIR_OTHERS", [])  # nothing is downloaded here
     behind = tmp_path / "host"
     behind.mkdir()
     (behind / "only_of_the_host.py").write_text("place = 'host'")
@@ -194,6 +195,7 @@ def test_the_environments_own_packages_come_before_the_hosts(install: ModuleType
 def test_a_failed_installation_is_a_sentence_and_tried_again(install: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(install, "HERE", tmp_path)
     monkeypatch.setattr(install, "STUDIO", ["./no-such-folder"])
+    monkeypatch.setattr(install, "THEIR_OTHERS", [])
     assert install.install_studio() == 1
     assert "could not be installed" in capsys.readouterr().out
     assert not (tmp_path / ".studio" / "requirements.txt").exists()

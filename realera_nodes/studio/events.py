@@ -54,7 +54,9 @@ class Events:
             button.click(lambda example=example: [*example, ""], None, chosen, **quiet)
         ui.preset.input(self.preset, [ui.preset], [*chosen, ui.method], **quiet)
         ui.refresh.click(self.refresh, [ui.model], [ui.model, ui.form_note], **quiet)
-        ui.upload.upload(self.uploaded, [ui.upload], [ui.model, ui.form_note], **quiet)
+        sent = ui.upload.upload(self.uploaded, [ui.upload], [ui.model, ui.form_note, ui.uploaded], **quiet)
+        # a dropdown does not take a value together with the choices that it is one of
+        sent.then(lambda name: name or gr.skip(), [ui.uploaded], [ui.model], **quiet)
         ui.model.input(self.check_model, [ui.model], [ui.form_note], **quiet)
         around = [ui.ids, ui.which, ui.also, ui.spare]
         ui.also.input(lambda *a: self.ticked("also", *a), around, [ui.also, ui.spare, ui.map], **quiet)
@@ -151,7 +153,7 @@ class Events:
 
     def redraw(self, ids: dict[str, str], seen: dict[str, Any], *values: Any) -> Updates:
         """The slider was let go: draws again where there was a preview already."""
-        return self.start("preview")(ids, seen, *values) if self.views.run(ids, "preview") else {}
+        return self.start("preview")(ids, seen, *values) if self.views.run(ids, "preview") else {self.ui.seen: seen}
 
     def stop(self, kind: str):
         def stopped(ids: dict[str, str], seen: dict[str, Any]) -> Updates:
@@ -189,8 +191,8 @@ class Events:
         try:
             name = self.places.take_upload(Path(path), Path(path).name)
         except (ErasureError, OSError) as error:
-            return [gr.skip(), words.problem(str(error))]
-        return [gr.update(choices=list(self.places.offered()), value=name), words.hint(f"{name} is among the models now.")]
+            return [gr.skip(), words.problem(str(error)), ""]
+        return [gr.update(choices=list(self.places.offered())), words.hint(f"{name} is among the models now."), name]
 
     def preset(self, name: str) -> list[Any]:
         if not name:

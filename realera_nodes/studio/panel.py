@@ -46,6 +46,7 @@ def layout(models: list[str], model: str, exports: list[str]) -> SimpleNamespace
     ui.ids = gr.BrowserState({"look": "", "preview": "", "erase": ""}, storage_key="realera-studio", secret="not-secret")
     ui.seen = gr.State({})
     ui.looked, ui.finished = gr.State([]), gr.State([])  # [run, version] of what the map and the comparison show
+    ui.uploaded = gr.State("")
     ui.timer = gr.Timer(1.0)
     gr.HTML(f'<h1>RealEra studio</h1><p class="lead">{LEAD}</p>')
     ui.queue = gr.HTML(words.queue([], []), elem_id="queue")

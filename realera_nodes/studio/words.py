@@ -184,9 +184,8 @@ def damage(report: Mapping[str, Any]) -> str:
             (escape(GROUP_NAMES.get(group, group)), f"{change:.3f}", *("-" if v is None else f"{v:.0%}" for v in (drift, left)))
         )
     parts.append(_table("Damage report", ("prompts", "pixels changed", "values moved", "residue"), rows))
-    parts.append(
-        hint("Pixels: root mean square, 0 to 1. Values: how far W_V's output moves. Residue: what is left of the way to the anchor, 100% before.")
-    )
+    told = "Pixels: root mean square, 0 to 1. Values: how far W_V's output moves. Residue: what is left of the way to the anchor."
+    parts.append(hint(told))
     for concept, words in report.get("named_neighbors", {}).items():
         if words:
             told = f"{len(words)} words went along with {escape(concept)}"
