@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .core.concepts import Concept, Preserved
 from .core.errors import ErasureError
+from .core.training import TrainState
 from .erasure import ErasureConfig
 from .exports import MAX_RANK, export_checkpoint, export_lora, loras_of, method_name
 from .formats.atomic import require_space
@@ -21,6 +23,7 @@ from .mining import Progress, silent
 from .outcome import Outcome
 from .priors import Prior, read_prior
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
+from .report.report import Outcome as Drawn
 from .report.report import Scorer, draw, embedding_residue, score, value_drift, write_report
 from .resume import state_path
 from .settings import as_table
@@ -58,6 +61,21 @@ class Job:
     overwrite: bool = False
     retained: tuple[Preserved, ...] = ()
     prior: Path | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a panel sees of a job beside its stages.
+
+    Attributes:
+        backend: the job's model where it is loaded already, and is used again afterwards
+        on_state: called with it and with the training's state after every step; what it draws there, the student draws
+        on_pictures: called with the report's prompts and their pictures before and after
+    """
+
+    backend: Any = None
+    on_state: Callable[[Any, TrainState], None] = lambda backend, state: None
+    on_pictures: Callable[[list[Probe], Drawn, Drawn], None] = lambda probes, before, after: None
 
 
 @dataclass(frozen=True)
@@ -138,25 +156,25 @@ def probes_of(job: Job, named: Mapping[str, str] | None = None) -> list[Probe]:
     )
 
 
-def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
+def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> dict[str, Any]:
     """Does the job and returns its report's table. The model's files are only read.
 
     Raises:
         ErasureError: something the user can change; nothing half-written stays.
     """
-    source = prepare(job)
+    source, watch = prepare(job), watch or Watch()
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ErasureError(f"{job.out} cannot be made ({error.strerror}): choose another folder.") from error
     start = time.perf_counter()
     progress("loading the model", 0, 1)
-    backend = load(job, source)
+    backend = load(job, source) if watch.backend is None else watch.backend
     progress("loading the model", 1, 1)
     loaded = time.perf_counter()
     sha256 = source.checkpoint.sha256()
     kept = state_path(job, sha256)
-    erasure = _erase(job, backend, source, sha256, progress)
+    erasure = _erase(job, backend, source, sha256, progress, watch)
     erased = time.perf_counter()
     probes = probes_of(job, strongest_words(job.concepts, erasure.mined))
     deltas = erasure.deltas(backend.projections())
@@ -174,6 +192,7 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     with erasure.on(backend):
         after = score(draw(backend, probes, seeds, job.sampling_steps, job.guidance, drawn), scorer)
     shown = time.perf_counter()
+    watch.on_pictures(probes, before, after)
     written, rank = export(job, source, erasure, sha256, progress)
     facts = {
         "concepts": [{"concept": c.phrase, "anchor": a} for c, a in zip(erasure.concepts, erasure.anchors, strict=True)],
@@ -197,12 +216,15 @@ def run(job: Job, progress: Progress = silent) -> dict[str, Any]:
     return table
 
 
-def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress) -> Outcome:
+def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress, watch: Watch) -> Outcome:
     """The job's method, from where an earlier run of it stopped."""
     shelf, prior = None, prior_of(job)
     if isinstance(job.config, MassConfig):
         shelf = FolderShelf.of(job.concepts, job.retained, job.config, Base.of(source.checkpoint, sha256), prior=prior)
-    task = Task(backend, job.concepts, job.config, job.retained, progress, state_path(job, sha256), shelf, prior)
+    task = Task(
+        backend, job.concepts, job.config, job.retained, progress, state_path(job, sha256), shelf, prior,
+        partial(watch.on_state, backend),
+    )  # fmt: skip
     return method_of(job.config).run(task)
 
 

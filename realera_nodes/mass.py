@@ -109,6 +109,8 @@ def erase_many(
 ) -> MassErasure:  # fmt: skip
     """Erases all concepts. The model is left as it is; the result says how its weights change.
 
+    ``on_state`` is called after every step of each concept's training.
+
     Raises:
         ErasureError: contradictory lists, settings that admit nothing, a damaged model.
     """

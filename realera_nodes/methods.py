@@ -59,6 +59,7 @@ class Task:
         kept: file of a training's state, from which a stopped run goes on
         shelf: where a mass erasure's finished concepts wait
         prior: what a mass erasure keeps, in place of the shipped captions
+        on_state: sees the state after every training step
     """
 
     backend: Any
@@ -69,6 +70,7 @@ class Task:
     kept: Path
     shelf: Shelf | None = None
     prior: Prior | None = None
+    on_state: Callable[[TrainState], None] = lambda state: None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def _remembering(task: Task, every: int) -> Callable[[TrainState], None]:
     def remember(state: TrainState) -> None:
         if state.step % every == 0:
             save_state(state, task.kept)
+        task.on_state(state)
 
     return remember
 
@@ -109,7 +112,10 @@ def _realera(task: Task) -> Outcome:
 
 
 def _mass(task: Task) -> Outcome:
-    return erase_many(task.backend, task.concepts, task.config, task.retained, task.progress, task.shelf, task.prior)
+    return erase_many(
+        task.backend, task.concepts, task.config, task.retained, task.progress, task.shelf, task.prior,
+        lambda concept, state: task.on_state(state),
+    )  # fmt: skip
 
 
 def _uce(task: Task) -> Outcome:

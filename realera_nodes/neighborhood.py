@@ -53,9 +53,10 @@ def survey(
     around = []
     for concept, group, mined in zip(concepts, by_concept, each, strict=True):
         samples = sample_neighbors(group[0], config.neighbors, generator)
-        near = [w.word for w in mined.near_of(concept.phrase)][:shown]
-        others = [w.word for w in mined.named[concept.phrase]]
-        words = list(dict.fromkeys([*near, *extra, *others]))[: shown + len(extra)]
+        near = [w.word for w in mined.near_of(concept.phrase)]
+        stay = [w.word for w in mined.named[concept.phrase] if w.word not in set(near)]
+        first = near[: shown - min(shown // 3, len(stay))]  # a third is for words that lie near and stay
+        words = list(dict.fromkeys([*first, *extra, *stay, *near]))[: shown + len(extra)]
         kept = [k.phrase for k in concept.preserve]
         states = [_states(backend, concept, phrases) for phrases in (words, kept)]
         around.append(Neighborhood(concept, group[0], samples, mined, words, states[0], kept, states[1]))

@@ -176,7 +176,7 @@ BAD_FILES = {
     "truncated inside its header": lambda p: cut(p, 40),
     "truncated: its header announces 400 bytes of tensors but 300 are there": lambda p: cut(p, -100),
     "is truncated inside": lambda p: p.write_bytes(b"\x01\x00"),
-    r"pickle.*save as \.safetensors; this project never opens pickles": lambda p: torch.save({"x": torch.ones(1)}, p),
+    r"pickle.*save as \.safetensors .*Checkpoint Merger.*; this project never": lambda p: torch.save({"x": torch.ones(1)}, p),
     r"never opens pickles": lambda p: p.write_bytes(b"\x80\x02}q\x00."),
     "GGUF": lambda p: p.write_bytes(b"GGUF" + bytes(60)),
     "Git LFS pointer": lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"),

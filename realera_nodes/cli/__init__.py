@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, demo, erase, many, mine
+from . import bench, demo, erase, many, mine, studio
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Erase concepts from Stable Diffusion.")  # fmt: skip
@@ -15,5 +15,5 @@ def main() -> None:
     """Erase concepts from Stable Diffusion."""
 
 
-for module in (erase, many, mine, demo, bench):
+for module in (erase, many, mine, demo, bench, studio):
     module.register(app)

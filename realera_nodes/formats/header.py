@@ -73,8 +73,8 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
     looks_like_safetensors = start[8:9] == b"{"
     if start.startswith((b"PK\x03\x04", b"\x80\x02")) or (path.suffix.lower() in PICKLES and not looks_like_safetensors):
         raise ErasureError(
-            f"{path.name} is a pickle, which can run code when opened: open it in a tool you trust and save as .safetensors; "
-            "this project never opens pickles."
+            f"{path.name} is a pickle, which can run code when opened: open it in a tool you trust and save as .safetensors "
+            "(AUTOMATIC1111, Forge: Checkpoint Merger, no interpolation, safetensors); this project never opens pickles."
         )
     if start.startswith(b"GGUF"):
         raise ErasureError(f"{path.name} is a quantised GGUF file: use the float16 .safetensors version of the model.")
