@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from realera_nodes.cli.erase import concepts_of, mass_config
+from realera_nodes.cli.erase import concepts_of
 from realera_nodes.core.concepts import Preserved
 from realera_nodes.core.errors import ErasureError
 from realera_nodes.erasure import ErasureConfig
-from realera_nodes.mass import MassConfig
+from realera_nodes.mass_config import MassConfig
+from realera_nodes.methods import mass_config
 from realera_nodes.presets import load_preset
 from realera_nodes.presets.settings import preset_config
 from realera_nodes.settings import concepts_from, config_from, read_toml, retained_from
@@ -47,14 +48,14 @@ def test_methods_are_parts_of_realera(method: str, parts: tuple[bool, bool], tmp
 
 def test_mass_methods_take_their_papers_settings_or_the_presets(tmp_path: Path) -> None:
     made = job(replace(PLANE, method="mace", settings=("suppression.steps=7",)), "demo", tmp_path)
-    assert made.mass is not None
+    assert isinstance(made.config, MassConfig)
     plain = mass_config("mace", made.concepts)
-    assert made.mass == replace(plain, suppression=replace(plain.suppression, steps=7))
+    assert made.config == replace(plain, suppression=replace(plain.suppression, steps=7))
     chosen = load_preset("mace-celebrities-1")
     asked = Request(concepts=tuple(c.phrase for c in chosen.concepts), anchors=("a person",), kind="person", method="mace",
                     preset="mace-celebrities-1")  # fmt: skip
     made = job(asked, "demo", tmp_path)
-    assert made.mass == preset_config(chosen, "mace")
+    assert made.config == preset_config(chosen, "mace")
     assert [p.phrase for p in made.retained] == list(chosen.retained)
 
 
@@ -124,8 +125,10 @@ def test_the_exported_settings_make_the_same_job(method: str, tmp_path: Path) ->
     write_config(path, asked, made)
     table = read_toml(path)
     assert tuple(concepts_from(table["concepts"])) == made.concepts
-    base: ErasureConfig | MassConfig = mass_config(method, made.concepts) if made.mass else ErasureConfig()
-    assert config_from(table, base) == (made.mass or made.config)
+    base: ErasureConfig | MassConfig = (
+        mass_config(method, made.concepts) if isinstance(made.config, MassConfig) else ErasureConfig()
+    )
+    assert config_from(table, base) == made.config
 
 
 def test_the_exported_settings_name_the_command_and_what_is_retained(tmp_path: Path) -> None:
