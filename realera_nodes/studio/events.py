@@ -43,9 +43,11 @@ class Events:
         ui.timer.tick(self.tick, [ui.ids, ui.seen], told, **quiet)
         ui.looked.change(self.looked, [ui.looked], [ui.which, ui.map, ui.around_note, ui.also, ui.spare], **quiet)
         ui.finished.change(self.finished, [ui.finished], [ui.prompt, ui.slider, ui.damage, ui.copy_file], **quiet)
+        # nor is what was said of it: an answer from before would wipe it away
+        problems = [ui.look_problem, ui.preview_problem, ui.erase_problem]
         for kind, buttons in (("look", [ui.look.click]), ("preview", [ui.preview.click]), ("erase", [ui.erase.click])):
-            gr.on(buttons, self.start(kind), [ui.ids, ui.seen, *self.form], told, **quiet)
-        ui.strength.release(self.redraw, [ui.ids, ui.seen, *self.form], told, **quiet)
+            gr.on(buttons, self.start(kind), [ui.ids, ui.seen, *self.form], [*told, *problems], **quiet)
+        ui.strength.release(self.redraw, [ui.ids, ui.seen, *self.form], [*told, *problems], **quiet)
         for button, kind in ((ui.look_cancel, "look"), (ui.preview_cancel, "preview"), (ui.cancel, "erase")):
             button.click(self.stop(kind), [ui.ids, ui.seen], told, **quiet)
         ui.resume.click(self.resume, [ui.ids, ui.seen], told, **quiet)
@@ -138,6 +140,7 @@ class Events:
 
     def start(self, kind: str):
         def started(ids: dict[str, str], seen: dict[str, Any], *values: Any) -> Updates:
+            box = getattr(self.ui, f"{kind}_problem")
             try:
                 request = self.request(ids, *values)
                 old = self.views.run(ids, kind)
@@ -145,9 +148,9 @@ class Events:
                     self.worker.cancel(old)  # of looks and previews, a tab has one
                 run = self.worker.submit(self.runs.create(kind, request))
             except (ErasureError, OSError) as error:
-                return {getattr(self.ui, STATUS[kind]): words.problem(str(error))}
+                return {box: words.problem(str(error))}
             ids = ids | {kind: run.id}
-            return {self.ui.ids: ids} | self.views.changed(ids, seen, "") | {self.ui.seen: seen}
+            return {box: "", self.ui.ids: ids} | self.views.changed(ids, seen, "") | {self.ui.seen: seen}
 
         return started
 

@@ -119,6 +119,7 @@ def _around(ui: SimpleNamespace) -> None:
     with gr.Row():
         ui.look = gr.Button("Look around", variant="primary", elem_id="look", scale=0, min_width=180)
         ui.look_cancel = gr.Button("Cancel", visible=False, elem_id="look-cancel", scale=0, min_width=120)
+    ui.look_problem = gr.HTML("", elem_id="look-problem")  # of the form: the clock does not write here
     ui.look_status = gr.HTML("", elem_id="look-status")
     with gr.Row(visible=False, elem_id="around") as ui.around:
         with gr.Column(scale=3, min_width=320):
@@ -146,6 +147,7 @@ def _preview(ui: SimpleNamespace) -> None:
     with gr.Row():
         ui.preview = gr.Button("Draw preview", variant="primary", elem_id="preview", scale=0, min_width=180)
         ui.preview_cancel = gr.Button("Cancel", visible=False, elem_id="preview-cancel", scale=0, min_width=120)
+    ui.preview_problem = gr.HTML("", elem_id="preview-problem")
     ui.preview_status = gr.HTML("", elem_id="preview-status")
     ui.cards = gr.HTML("", elem_id="cards")
 
@@ -175,6 +177,7 @@ def _train(ui: SimpleNamespace) -> None:
         ui.erase = gr.Button("Erase", variant="primary", elem_id="erase-button", scale=0, min_width=180)
         ui.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel", scale=0, min_width=120)
         ui.resume = gr.Button("Continue", visible=False, elem_id="resume", scale=0, min_width=120)
+    ui.erase_problem = gr.HTML("", elem_id="erase-problem")
     ui.status = gr.HTML("", elem_id="status")
     with gr.Row(visible=False) as ui.training:
         ui.loss = gr.LinePlot(
