@@ -186,6 +186,8 @@ def test_sums_do_not_depend_on_order_or_chunks(order: list[int], cuts: list[int]
             part = order[a:b]
             grams.preserve(p[part])
             grams.erase(e[part], target[part])
+            assert grams.moved.isfinite().all()  # read in between: what waits is counted once
+            assert grams.preserved.isfinite().all()
     assert (grams.rows, grams.kept_rows) == (10, 10)
     for name in ("erased", "crossed", "preserved"):
         torch.testing.assert_close(getattr(grams, name), getattr(whole, name), rtol=1e-12, atol=1e-12)

@@ -12,6 +12,7 @@ before the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from .errors import ErasureError
 
-#: rows moved to float64 at a time, so that a large prior needs no large copy
+#: rows of a product: few enough to stay in the processor's cache
 CHUNK = 1024
 #: a Gram is symmetric: of its blocks in so many rows and columns, only those on and below the diagonal are summed
 BLOCKS = 8
@@ -66,22 +67,31 @@ class ClosedFormConfig:
 class Grams:
     """The sums of Eq. 7 without lambda_1 and mu, streamed: three (d, d) float64 matrices, whatever the number of rows.
 
+    Rows wait in float64 until there are CHUNK of them, as products of few rows are slow; so a Gram is up to date when it is read.
+
     Attributes:
-        moved: sum (e* - e) e^T, which is A - C without cancellation
         rows, kept_rows: how many were added
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu"):
         self.width = width
-        self._erased, self.moved, self._preserved = (
+        self._erased, self._moved, self._preserved = (
             torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(3)
         )
+        self._erasing, self._keeping = _Waiting(width, self._add_erased), _Waiting(width, self._add_preserved)
         self.rows = self.kept_rows = 0
 
     @property
     def erased(self) -> Tensor:
         """sum e e^T, (d, d)."""
+        self._erasing.empty()
         return _mirrored(self._erased)
+
+    @property
+    def moved(self) -> Tensor:
+        """sum (e* - e) e^T, (d, d), which is A - C without cancellation."""
+        self._erasing.empty()
+        return self._moved
 
     @property
     def crossed(self) -> Tensor:
@@ -91,6 +101,7 @@ class Grams:
     @property
     def preserved(self) -> Tensor:
         """sum p p^T, (d, d)."""
+        self._keeping.empty()
         return _mirrored(self._preserved)
 
     def erase(self, e: Tensor, target: Tensor, weight: float = 1.0) -> None:
@@ -98,24 +109,26 @@ class Grams:
         e, target = self._rows(e), self._rows(target)
         if e.shape != target.shape:
             raise ValueError(f"{tuple(e.shape)} rows to erase, {tuple(target.shape)} targets")
-        for a, b in zip(e.split(CHUNK), target.split(CHUNK), strict=True):
-            a = a.double()
-            _add_gram(self._erased, a, weight)
-            self.moved.addmm_((b - a).T, a, alpha=weight)
+        self._erasing.add(weight, e, target)
         self.rows += len(e)
 
     def preserve(self, p: Tensor, weight: float = 1.0) -> None:
         """Adds rows p (n, d) that should stay."""
         p = self._rows(p)
-        for a in p.split(CHUNK):
-            a = a.double()
-            _add_gram(self._preserved, a, weight)
+        self._keeping.add(weight, p)
         self.kept_rows += len(p)
 
     def add_prior(self, gram: Tensor, rows: float) -> None:
         """Adds a ready sum p p^T (d, d) over prompts of the general prior, counting for ``rows`` rows."""
         self._preserved += self._rows(gram).to(self._preserved)
         self.kept_rows += round(rows)
+
+    def _add_erased(self, weight: float, e: Tensor, target: Tensor) -> None:
+        _add_gram(self._erased, e, weight)
+        self._moved.addmm_(target.sub_(e).T, e, alpha=weight)
+
+    def _add_preserved(self, weight: float, p: Tensor) -> None:
+        _add_gram(self._preserved, p, weight)
 
     def _rows(self, x: Tensor) -> Tensor:
         x = x.reshape(-1, x.shape[-1]).to(self._erased.device)
@@ -127,6 +140,36 @@ class Grams:
         if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
             raise ErasureError("the text encoder returned NaN or infinite states: its weights are damaged; load another file.")
         return x
+
+
+class _Waiting:
+    """Rows of one weight on their way to float64 products, at most CHUNK of them; one to erase with what it should become."""
+
+    def __init__(self, width: int, use: Callable[..., None]):
+        self.width, self.use = width, use
+        self.buffers: list[Tensor] = []
+        self.filled, self.weight = 0, 1.0
+
+    def add(self, weight: float, *rows: Tensor) -> None:
+        if weight != self.weight:
+            self.empty()
+            self.weight = weight
+        if not self.buffers:
+            self.buffers = [torch.empty(CHUNK, self.width, dtype=torch.float64, device=rows[0].device) for _ in rows]
+        start = 0
+        while start < len(rows[0]):
+            n = min(len(rows[0]) - start, len(self.buffers[0]) - self.filled)
+            for buffer, x in zip(self.buffers, rows, strict=True):
+                buffer[self.filled : self.filled + n] = x[start : start + n]
+            start, self.filled = start + n, self.filled + n
+            if self.filled == len(self.buffers[0]):
+                self.empty()
+
+    def empty(self) -> None:
+        """Uses what waits."""
+        if self.filled:
+            self.use(self.weight, *(buffer[: self.filled] for buffer in self.buffers))
+            self.filled = 0
 
 
 def _add_gram(total: Tensor, a: Tensor, weight: float) -> None:
