@@ -47,13 +47,13 @@ class ErasureMetadata:
         method: e.g. "realera", "mace", "uce".
         concepts: what was erased.
         anchors: what each concept became, in the same order.
-        kinds: what each concept is (object, person, style, explicit), in the same order; empty: not said.
         preserved: concepts that were protected.
         config: the method's settings, JSON values.
         base_sha256: hash of the model that was edited.
         base_name: its file or folder name.
         created: ISO 8601 time in UTC.
         version: of this package.
+        kinds: what each concept is (object, person, style, explicit), in the same order; empty: not said.
     """
 
     method: str
@@ -63,9 +63,9 @@ class ErasureMetadata:
     config: dict[str, Any] = field(default_factory=dict)
     base_sha256: str = ""
     base_name: str = ""
-    kinds: tuple[str, ...] = ()
     created: str = field(default_factory=_now)
     version: str = field(default_factory=_version)
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("concepts", "anchors", "preserved", "kinds"):
