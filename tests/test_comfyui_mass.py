@@ -188,7 +188,15 @@ def test_a_stopped_run_of_many_goes_on_with_what_is_missing(comfy, info, base_ha
 
 
 def test_realera_mass_runs_in_the_host(comfy, info, base_hash) -> None:
-    graph = many(info, method="realera-mass", list="airplane -> sky\napple -> table", alignment_steps=2, words=1, candidates=4)
+    graph = many(
+        info,
+        method="realera-mass",
+        list="airplane -> sky\napple -> table",
+        alignment_steps=2,
+        words=1,
+        candidates=4,
+        vocabulary=64,
+    )
     out = run(comfy, graph | drawn(["many", 0]))
     assert "2 concepts by realera-mass, 0 of their LoRAs" in out["many"]["text"][0]
     assert weights(comfy, graph, ["many", 0]) == base_hash

@@ -54,7 +54,7 @@ class NeighborConfig:
     tries: int = 200
     words: int = 64
     word_weight: float = 1.0
-    words_beyond: int = 64
+    words_beyond: int = 256
     vocabulary: int = 20000
     candidates: int = 400
     response: float = 0.5

@@ -29,6 +29,7 @@ ALIGNMENT = [
     setting(A, "lr", "realera-mass: learning rate of each LoRA.", 1e-7, 1, 1e-6, key="alignment_lr"),
     setting(N, "words", "realera-mass: named words that are erased with each concept, at most; 0 mines none.", 0, 256),
     setting(N, "candidates", "realera-mass: how many words the model is asked about for each concept.", 0, 4096),
+    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 1, 49408, 1000),
 ]
 
 
@@ -133,5 +134,5 @@ def _config(kind, preset, method, fusion, paper_settings, seed, given) -> MassCo
         refinement = refinement_config(kind, paper_settings, "lambda_2", given)
         config = MassConfig(method, refinement=refinement, suppression=suppression_config(kind, paper_settings, seed, given))
     alignment = A(steps=given["alignment_steps"], lr=given["alignment_lr"], seed=seed)
-    neighbors = N(words=given["words"], candidates=given["candidates"], seed=seed)
+    neighbors = N(words=given["words"], candidates=given["candidates"], vocabulary=given["vocabulary"], seed=seed)
     return replace(config, fusion=fusion, alignment=alignment, neighbors=neighbors)
