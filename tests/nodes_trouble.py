@@ -29,6 +29,7 @@ def trouble(backend: Any) -> dict[str, str]:
         "memory": memory(backend, nodes),
         "files": files(backend, nodes),
         "pictures": pictures(nodes),
+        "curve": curve(),
     }
     return {name: json.dumps(answers) for name, answers in found.items()}
 
@@ -239,3 +240,20 @@ def pictures(nodes: dict[str, Any]) -> dict[str, Any]:
         "fewer": said(lambda: made(images=images, masks=mask[:1])),
         "alone": said(lambda: made(masks=mask)),
     }  # fmt: skip
+
+
+def curve() -> list[tuple[int, list[float]]]:
+    """What the page hears of two trainings of one node, one after the other: (first step, losses)."""
+    from realera_nodes.backends import comfy_output
+
+    heard: list[tuple[int, list[float]]] = []
+    server = SimpleNamespace(client_id="me", send_sync=lambda kind, news, to: heard.append((news["start"], news["losses"])))
+    kept, comfy_output._server = comfy_output._server, lambda: server
+    try:
+        progress = comfy_output.NodeProgress("1")
+        for losses in ([0.5, 0.4], [0.9, 0.8, 0.7]):
+            for step in range(len(losses)):
+                progress.losses(losses[: step + 1], len(losses))
+    finally:
+        comfy_output._server = kept
+    return heard

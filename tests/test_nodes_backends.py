@@ -181,3 +181,11 @@ def test_pictures_and_masks_travel_with_a_concept(answers) -> None:
 def test_the_pack_loads_light(answers) -> None:
     assert float(answers[2]["import seconds"]) < 0.5  # 0.3 is the aim; processor seconds grow on a busy machine
     assert answers[2]["heavy imports"] == ""
+
+
+def test_the_curve_begins_anew_with_another_training(answers) -> None:
+    heard = json.loads(answers[2]["curve"])
+    assert [start for start, _ in heard].count(0) == 2
+    begin = max(i for i, (start, _) in enumerate(heard) if start == 0)
+    for part, losses in ((heard[:begin], [0.5, 0.4]), (heard[begin:], [0.9, 0.8, 0.7])):
+        assert [x for _, news in part for x in news] == losses  # messages are held back, none of their losses is lost

@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from ..core.errors import ErasureError
 from ..formats.atomic import require_space
 from ..formats.lora import write_lora
 from ..formats.metadata import ErasureMetadata
-from ..formats.stream import sha256_of
+from ..formats.stream import known_sha256
 from ..report.grid import to_image
 from .comfy_edits import EditRecord
 
@@ -60,6 +59,8 @@ class NodeProgress:
     def losses(self, losses: Sequence[float], total: int) -> None:
         """What a training's losses have grown by, to the page that queued it, for the node's curve."""
         server, now = _server(), time.monotonic()
+        if len(losses) < self.sent:  # another training of the same node
+            self.sent = 0
         due = now - self.sent_at >= LOSSES_EVERY or len(losses) == total
         if not due or server is None or self.node_id is None or server.client_id is None:
             return
@@ -179,18 +180,13 @@ def file_metadata(
         anchors=tuple(a for _, a in pairs),
         preserved=tuple(dict.fromkeys(p for r in records for p in r.preserved)),
         config=records[0].config if len(records) == 1 else {"edits": [r.config for r in records]},
-        base_sha256=_hash(str(base), base.stat().st_mtime_ns, base.stat().st_size) if base else "",
+        base_sha256=known_sha256(base) if base else "",
         base_name=base.name if base else "",
         kinds=tuple(kinds[pair] for pair in pairs) if all(pair in kinds for pair in pairs) else (),
     )
     result = made.to_safetensors(kind, dict(ranks) if ranks else None)  # type: ignore[arg-type]
     result["prompt"] = json.dumps(hidden.prompt or {})
     return result | {key: json.dumps(value) for key, value in (hidden.extra_pnginfo or {}).items()}
-
-
-@lru_cache(maxsize=8)
-def _hash(path: str, modified: int, size: int) -> str:
-    return sha256_of(Path(path))
 
 
 def base_file(prompt: Mapping[str, Any], node: str) -> Path | None:

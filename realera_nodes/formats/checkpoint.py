@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.errors import ErasureError
 from .architecture import SUPPORTED, Architecture, detect
 from .atomic import atomic_folder, require_space
-from .stream import SafetensorsFile, copy_file, rewrite, sha256_of
+from .stream import SafetensorsFile, copy_file, known_sha256, rewrite
 
 Change = Callable[[Tensor], Tensor]
 # diffusion_pytorch_model[.VARIANT][-0000i-of-0000n][.VARIANT].safetensors
@@ -70,8 +70,8 @@ class Checkpoint:
         """Hash of the file; of a folder, the hash of its UNet file, or of its shards' hashes."""
         main = [f for f in self.files if _variant(f.path.name) == _variant(self.files[0].path.name)]
         if not self.is_folder or len(main) == 1:
-            return sha256_of(self.files[0].path)
-        return hashlib.sha256("\n".join(sha256_of(f.path) for f in main).encode()).hexdigest()
+            return known_sha256(self.files[0].path)
+        return hashlib.sha256("\n".join(known_sha256(f.path) for f in main).encode()).hexdigest()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -100,6 +101,17 @@ def sha256_of(path: Path) -> str:
         while n := file.readinto(buffer):
             digest.update(buffer[:n])
     return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """``sha256_of``; a file that has not changed since it was last asked for in this process is not read again."""
+    now = path.stat()
+    return _known_sha256(path.resolve(), now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=8)
+def _known_sha256(path: Path, modified: int, size: int) -> str:
+    return sha256_of(path)
 
 
 def copy_bytes(source: IO[bytes], target: IO[bytes], begin: int, count: int, tick: Callable[[int], None]) -> None:

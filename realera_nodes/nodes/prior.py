@@ -115,9 +115,9 @@ class LoadPrior(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file):
         from ..backends.comfy_mass import prior_path
-        from ..formats.stream import sha256_of
+        from ..formats.stream import known_sha256
 
-        return sha256_of(prior_path(file))
+        return known_sha256(prior_path(file))
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
