@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .core.concepts import Concept, Preserved
+from .core.concepts import Concept, Preserved, check_lists
 from .core.errors import ErasureError
 from .core.training import TrainState
 from .erasure import ErasureConfig
 from .exports import MAX_RANK, export_checkpoint, export_lora, loras_of, method_name
 from .formats.atomic import require_space
 from .formats.checkpoint import Checkpoint, open_checkpoint
-from .mass import check_mass
 from .mass_config import MassConfig
 from .methods import Config, Task, method_of
 from .mining import Progress, silent
@@ -111,7 +110,7 @@ def planned_files(job: Job, source: Source) -> dict[str, Path]:
 def prepare(job: Job) -> Source:
     """Everything that can be refused before any work is done. ErasureError says what to change."""
     prior = prior_of(job)
-    check_mass(job.concepts, (*job.retained, *(prior.retained if prior else ())))
+    check_lists(job.concepts, (*job.retained, *(prior.retained if prior else ())))
     if not 1 <= job.pictures <= 64 or not 1 <= job.sampling_steps <= 1000:
         raise ErasureError("pictures must lie between 1 and 64 and sampling steps between 1 and 1000.")
     if not job.save_checkpoint and not method_of(job.config).loras(job.config):

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from .core.adapters import Factors, merged
 from .core.closed_form import LowRank, Transform
-from .core.concepts import Concept, Preserved, check_together, same
-from .core.errors import ErasureError
+from .core.concepts import Concept, Preserved
 from .core.fusion import naive_sum
 from .core.training import TrainState
 from .mass_config import MassConfig
@@ -93,15 +92,6 @@ class MassErasure(Outcome):
         return total
 
 
-def check_mass(concepts: Sequence[Concept], retained: Sequence[Preserved]) -> None:
-    """Raises ErasureError for an empty list, a concept twice, and one that is both erased and retained: it is named."""
-    check_together(tuple(concepts))
-    erased = [p for c in concepts for p in c.phrases]
-    for kept in retained:
-        if any(same(kept.phrase, p) for p in erased):
-            raise ErasureError(f'"{kept.phrase}" is both erased and retained: keep it on one list.')
-
-
 def erase_many(
     backend: Any, concepts: Sequence[Concept], config: MassConfig, retained: Sequence[Preserved] = (),
     progress: Progress = silent, shelf: Shelf | None = None, prior: Prior | None = None,
@@ -114,21 +104,24 @@ def erase_many(
     Raises:
         ErasureError: contradictory lists, settings that admit nothing, a damaged model.
     """
-    check_mass(concepts, (*retained, *(prior.retained if prior else ())))
-    if prior is not None:
-        prior.require(backend)
     work = Work(backend, tuple(concepts), tuple(retained), config, progress, prior)
     result = MassErasure(work.concepts, config, work.retained, work.mined)
     if config.fusion == "none":
         result.transform = work.refinement
         return result
     loras = train_missing(work, result, shelf or NoShelf(), on_state)
-    if config.fusion == "sum":
-        result.transform, result.factors = work.refinement, summed(backend, loras)
-        return result
-    fused = fuse(work, loras, work.refinement)
-    result.transform, result.factors = fused.transform, fused.factors
+    result.transform, result.factors = combine(work, loras, work.refinement)
     return result
+
+
+def combine(
+    work: Work, loras: Iterable[tuple[Concept, Factors]], refinement: Transform | None
+) -> tuple[Transform | None, Factors]:
+    """LoRAs that were trained on ``refinement`` as one edit, by the work's own fusion; one of them at a time is in memory."""
+    if work.config.fusion == "sum":
+        return refinement, summed(work.backend, loras)
+    fused = fuse(work, loras, refinement)
+    return fused.transform, fused.factors
 
 
 def train_missing(

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from .core.adapters import Factors
 from .core.closed_form import Grams, Transform, solve
-from .core.concepts import Concept, Preserved
+from .core.concepts import Concept, Preserved, check_lists
 from .core.fusion import Fused, Fusion, concept_gram
 from .core.neighbors import sample_neighbors
-from .core.refinement import add_priors, context_rows, in_batches, refine_pairs, retained_gram
+from .core.refinement import add_priors, context_rows, in_batches, refine_pairs
 from .core.spans import ErasurePair
 from .core.suppression import concept_pictures, suppress
-from .core.templates import CONTEXTS
+from .core.templates import contexts_of
 from .core.training import TrainState
 from .erasure import ErasureConfig, align, make_pairs, mine, trajectories
 from .mass_config import MassConfig
 from .mining import Mined, Progress, prior_gram, silent
-from .priors import Prior
+from .priors import Prior, domain_gram, kept_prompts
 
 
 class Work:
@@ -32,12 +32,18 @@ class Work:
     Args:
         prior: general and domain prior in place of the shipped captions; its list is kept beside ``retained``
         start: weights' changes that LoRAs are trained from, in place of this work's own refinement
+
+    Raises:
+        ErasureError: the lists contradict each other, or the prior is another text encoder's. Nothing is computed before.
     """
 
     def __init__(
         self, backend: Any, concepts: tuple[Concept, ...], retained: tuple[Preserved, ...], config: MassConfig,
         progress: Progress, prior: Prior | None = None, start: Mapping[str, Tensor] | None = None,
     ):  # fmt: skip
+        check_lists(concepts, (*retained, *(prior.retained if prior else ())))
+        if prior is not None:
+            prior.require(backend)
         self.backend, self.concepts, self.retained, self.config = backend, concepts, retained, config
         self.progress, self.prior, self._start = progress, prior, start
 
@@ -73,15 +79,14 @@ class Work:
     @cached_property
     def domain(self) -> Tensor | None:
         """Sum of p p^T over the retained list and the concepts' own preserved phrases, in their kinds' prompts, (d, d)."""
-        kinds = sorted({c.kind for c in self.concepts})
-        kept: dict[str, float] = {}
-        for kind in kinds:
-            templates = CONTEXTS[kind][: self.config.refinement.contexts]
-            for p in (*self.retained, *(k for c in self.concepts if c.kind == kind for k in c.preserve)):
-                kept |= {t.format(p.phrase): max(p.weight, kept.get(t.format(p.phrase), 0.0)) for t in templates}
+        phrases = {
+            kind: (*self.retained, *(k for c in self.concepts if c.kind == kind for k in c.preserve))
+            for kind in sorted({c.kind for c in self.concepts})
+        }
+        kept = kept_prompts(phrases, self.config.refinement.contexts)
         for prompt in self.mined.far:
             kept.setdefault(prompt, 1.0)
-        own = retained_gram(self.backend.rows, list(kept.items()), self.backend.context_width) if kept else None
+        own = domain_gram(self.backend, kept)
         given = self.prior.domain if self.prior else None
         return own if given is None else given if own is None else own + given
 
@@ -119,12 +124,12 @@ class Work:
 
     def _encode_ahead(self, concept: Concept) -> None:
         """One batch in place of two prompts at a time."""
-        templates = tuple(concept.templates or CONTEXTS[concept.kind])[: self.config.refinement.contexts]
+        templates = contexts_of(concept, self.config.refinement.contexts)
         self.backend.encode([t.format(p) for p in (*concept.phrases, concept.anchor) for t in templates])
 
     def fusion_states(self, concept: Concept) -> Iterator[Tensor]:
         """States on which the fused weights should do what this concept's LoRA does, (77, d) each."""
-        templates = tuple(concept.templates or CONTEXTS[concept.kind])[: self.config.refinement.contexts]
+        templates = contexts_of(concept, self.config.refinement.contexts)
         yield from self.backend.encode([t.format(p) for p in concept.phrases for t in templates]).states
         if self.config.method == "realera-mass":
             yield from (pair.text.states[0] for pair, _ in self.mined_of[self.concepts.index(concept)].near)

@@ -141,16 +141,13 @@ def prior_gram(backend: Any, without: Sequence[str], progress: Progress, own: Se
 def cached_tensor(key: str, make: Callable[[], Tensor]) -> Tensor:
     """A tensor from the user's cache folder, made and kept there (whole or not at all) at the first call."""
     from platformdirs import user_cache_path
-    from safetensors.torch import save
 
-    from .formats.atomic import atomic_file
-    from .formats.stream import SafetensorsFile
+    from .formats.stream import SafetensorsFile, write_tensors
 
     path = user_cache_path("realera-nodes", appauthor=False) / "text" / f"{key}.safetensors"
     if path.exists():
         return SafetensorsFile.open(path).read("x")
     value = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path, overwrite=True) as f:
-        f.write(save({"x": value.contiguous()}))
+    write_tensors(path, {"x": value}, {}, overwrite=True)
     return value

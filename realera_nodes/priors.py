@@ -7,13 +7,12 @@ text encoder alone, so that a file of them serves every model that shares it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from .core.concepts import Preserved
@@ -21,8 +20,7 @@ from .core.errors import ErasureError
 from .core.prior import captions
 from .core.refinement import retained_gram
 from .core.templates import CONTEXTS
-from .formats.atomic import atomic_file
-from .formats.stream import SafetensorsFile
+from .formats.stream import SafetensorsFile, write_tensors
 from .mining import Progress, prior_gram, silent
 
 PREFIX = "realera.prior."
@@ -54,13 +52,18 @@ class Prior:
             raise ErasureError("the prior was built for another text encoder: build it with the CLIP that is used here.")
 
 
-def domain_gram(backend: Any, retained: Sequence[Preserved], kinds: Sequence[str], contexts: int = 30) -> Tensor | None:
-    """Sum of w p p^T over retained phrases in the prompts of kinds, (d, d); None for an empty list. A prompt counts once."""
+def kept_prompts(by_kind: Mapping[str, Sequence[Preserved]], contexts: int = 30) -> dict[str, float]:
+    """Retained phrases in the prompts of their kinds, with their weights. A prompt counts once, by its largest weight."""
     kept: dict[str, float] = {}
-    for kind in kinds:
-        for p in retained:
+    for kind, phrases in by_kind.items():
+        for p in phrases:
             for prompt in (t.format(p.phrase) for t in CONTEXTS[kind][:contexts]):
                 kept[prompt] = max(p.weight, kept.get(prompt, 0.0))
+    return kept
+
+
+def domain_gram(backend: Any, kept: Mapping[str, float]) -> Tensor | None:
+    """Sum of w p p^T over prompts with weights w, (d, d); None where there is none."""
     return retained_gram(backend.rows, list(kept.items()), backend.context_width) if kept else None
 
 
@@ -80,20 +83,19 @@ def build_prior(
     """
     general = prior_gram(backend, without, progress, own)
     progress("retained concepts", 0, 1)
-    domain = domain_gram(backend, retained, kinds, contexts)
+    domain = domain_gram(backend, kept_prompts(dict.fromkeys(kinds, retained), contexts))
     progress("retained concepts", 1, 1)
     return Prior(general, domain, tuple(retained), tuple(without), len(captions(without, own)), backend.encoder_hash())
 
 
 def write_prior(path: Path, prior: Prior, overwrite: bool = False) -> None:
     """A safetensors file, whole or not at all. Raises ErasureError: it cannot be written."""
-    tensors = {"general": prior.general.contiguous()} | ({} if prior.domain is None else {"domain": prior.domain.contiguous()})
+    tensors = {"general": prior.general} | ({} if prior.domain is None else {"domain": prior.domain})
     facts = {
         "retained": [asdict(p) for p in prior.retained], "without": prior.without, "captions": prior.captions,
         "encoder": prior.encoder,
     }  # fmt: skip
-    with atomic_file(path, overwrite=overwrite) as f:
-        f.write(save(tensors, {PREFIX + key: json.dumps(value) for key, value in facts.items()}))
+    write_tensors(path, tensors, {PREFIX + key: json.dumps(value) for key, value in facts.items()}, overwrite)
 
 
 def read_prior(path: Path) -> Prior:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,11 +83,55 @@ def served(base: Path, environment: Mapping[str, str] | None = None) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def bare_comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A plain server, without the node pack."""
     require_comfyui()
     with served(tmp_path_factory.mktemp("comfyui")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def comfy() -> ComfyServer:
+    """The server with the node pack that all tests of nodes share."""
+    from tests import comfyui_graphs
+
+    require_comfyui()
+    return comfyui_graphs.server()
+
+
+@pytest.fixture(scope="session")
+def base_hash(comfy) -> str:
+    """The hash of the loaded weights before any of the pack's nodes has run."""
+    from tests import comfyui_graphs
+
+    return comfyui_graphs.base_hash()
+
+
+@pytest.fixture(scope="session")
+def info(base_hash) -> dict[str, Any]:
+    """/object_info of that server."""
+    from tests import comfyui_graphs
+
+    return comfyui_graphs.info()
+
+
+@pytest.fixture(scope="session")
+def erased(info) -> dict[str, Any]:
+    """What the chain of nodes gave, run once."""
+    from tests import comfyui_graphs
+
+    return comfyui_graphs.erased()
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's cache of a module's own: text states, and finished concepts under the hash of what decides them."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
 
 
 def wait_until_ready(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:

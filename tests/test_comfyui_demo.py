@@ -51,12 +51,12 @@ def run(url: str, prompt: dict, seconds: float = 180) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def comfy_pictures(comfy) -> np.ndarray:
-    return np.stack(run(comfy.url, graph(PROMPT)))
+def comfy_pictures(bare_comfy) -> np.ndarray:
+    return np.stack(run(bare_comfy.url, graph(PROMPT)))
 
 
-def test_the_plain_loader_takes_it_without_a_warning(comfy, comfy_pictures) -> None:
-    log = comfy.log.read_text()
+def test_the_plain_loader_takes_it_without_a_warning(bare_comfy, comfy_pictures) -> None:
+    log = bare_comfy.log.read_text()
     loading = log[log.index("got prompt") :]
     assert "model weight dtype" in loading
     for bad in ("missing", "unexpected", "warning", "error", "left over keys", "unet missing", "clip missing"):
@@ -89,8 +89,8 @@ def test_pictures_show_the_concept(comfy_pictures, classifier) -> None:
     assert judge(classifier, pictures)[0] == ["cat"] * BATCH
 
 
-def test_an_api_graph_draws_another_concept(comfy, classifier) -> None:
+def test_an_api_graph_draws_another_concept(bare_comfy, classifier) -> None:
     pictures = (
-        torch.from_numpy(np.stack(run(comfy.url, graph("a photo of the apple", steps=20)))).permute(0, 3, 1, 2).float() / 255
+        torch.from_numpy(np.stack(run(bare_comfy.url, graph("a photo of the apple", steps=20)))).permute(0, 3, 1, 2).float() / 255
     )
     assert judge(classifier, pictures)[0] == ["apple"] * BATCH

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from realera_nodes.formats.metadata import inspect_file
-from tests import comfyui_graphs as graphs
 from tests.comfyui_graphs import concept, drawn, failure, loader, node, pictures, run, weights, with_defaults
-from tests.conftest import ComfyServer, require_comfyui
+from tests.conftest import ComfyServer
 from tests.http_graphs import queue, wait
 
 pytestmark = pytest.mark.comfyui
@@ -22,22 +21,6 @@ SAME = 2
 CAPTIONS = "a man rides a bike down the street\na bowl of fruit on a table\ntwo people sit on a bench"
 SMALL = {"paper_settings": False, "contexts": 2, "lambda_3": 1.0}
 TRAIN = {"paper_settings": False, "steps": 4, "lr": 5e-3, "images": 2, "image_steps": 3, "picture_size": 64, "preview_every": 2}
-
-
-@pytest.fixture(scope="module")
-def comfy() -> ComfyServer:
-    require_comfyui()
-    return graphs.server()
-
-
-@pytest.fixture(scope="module")
-def base_hash(comfy) -> str:
-    return graphs.base_hash()
-
-
-@pytest.fixture(scope="module")
-def info(base_hash) -> dict[str, Any]:
-    return graphs.info()
 
 
 def mass(info: dict[str, Any], folder: str = "", loras: bool = True) -> dict[str, dict]:

@@ -12,9 +12,7 @@ import pytest
 
 from realera_nodes.demo import expand
 from realera_nodes.formats.metadata import inspect_file
-from tests import comfyui_graphs as graphs
 from tests.comfyui_graphs import concept, drawn, failure, loader, node, pictures, run, weights, with_defaults
-from tests.conftest import ComfyServer, require_comfyui
 from tests.http_graphs import queue, wait
 
 pytestmark = pytest.mark.comfyui
@@ -22,22 +20,6 @@ pytestmark = pytest.mark.comfyui
 #: of 255, largest difference of pictures whose models are the same but for the order of sums
 SAME = 2
 METHODS = ("uce", "x", "u")
-
-
-@pytest.fixture(scope="module")
-def comfy() -> ComfyServer:
-    require_comfyui()
-    return graphs.server()
-
-
-@pytest.fixture(scope="module")
-def base_hash(comfy) -> str:
-    return graphs.base_hash()
-
-
-@pytest.fixture(scope="module")
-def info(base_hash) -> dict[str, Any]:
-    return graphs.info()
 
 
 def esd(info: dict[str, Any], variant: str, lr: float, **more: Any) -> dict[str, Any]:

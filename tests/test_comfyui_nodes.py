@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import httpx
 import numpy as np
@@ -12,67 +11,34 @@ import pytest
 
 from realera_nodes.demo import expand
 from realera_nodes.formats.metadata import inspect_file
-from tests import comfyui_graphs as graphs
 from tests.comfyui_graphs import PACK, chain, concept, drawn, loader, node, pictures, run, weights, with_defaults
-from tests.conftest import ComfyServer, require_comfyui
 from tests.http_graphs import fetch, queue, wait
+from tests.node_names import DISPLAY
 
 pytestmark = pytest.mark.comfyui
 
 EXAMPLES = PACK / "example_workflows" / "api"
-NODES = {
-    "RealEra_Concept": "Erasure Concept", "RealEra_MineNeighbors": "Mine Neighbor Concepts",
-    "RealEra_ClosedForm": "Closed-Form Edit W_K/W_V", "RealEra_TrainLora": "Train Erasure LoRA",
-    "RealEra_SaveLora": "Save Erasure LoRA", "RealEra_SaveCheckpoint": "Save Erased Checkpoint",
-    "RealEra_Report": "Erasure Report", "RealEra_Erase": "Erase Concept (RealEra)",
-    "RealEra_BuildPrior": "Build Prior", "RealEra_SavePrior": "Save Prior", "RealEra_LoadPrior": "Load Prior",
-    "RealEra_Refinement": "MACE Refinement", "RealEra_TrainSuppression": "Train Suppression LoRA",
-    "RealEra_AddLora": "Add Erasure LoRA", "RealEra_FuseLoras": "Fuse Erasure LoRAs",
-    "RealEra_EraseMany": "Erase Many Concepts",
-    "RealEra_Uce": "UCE Edit", "RealEra_TrainEsd": "Train ESD",
-}  # fmt: skip
 #: of 255, largest difference of pictures whose models are the same but for the order of sums
 SAME = 2
 
 
-@pytest.fixture(scope="module")
-def comfy() -> ComfyServer:
-    require_comfyui()
-    return graphs.server()
-
-
-@pytest.fixture(scope="module")
-def base_hash(comfy) -> str:
-    return graphs.base_hash()
-
-
-@pytest.fixture(scope="module")
-def info(base_hash) -> dict[str, Any]:
-    return graphs.info()
-
-
-@pytest.fixture(scope="module")
-def erased(info) -> dict[str, Any]:
-    return graphs.erased()
-
-
 def test_the_pack_loads_whole(comfy, info) -> None:
-    assert {k: v["display_name"] for k, v in info.items() if k.startswith("RealEra_")} == NODES
-    assert {v["category"] for k, v in info.items() if k in NODES} == {"model/erasure"}
+    assert {k: v["display_name"] for k, v in info.items() if k.startswith("RealEra_")} == DISPLAY
+    assert {v["category"] for k, v in info.items() if k in DISPLAY} == {"model/erasure"}
     assert re.search(r"seconds: \S*realera-nodes", comfy.log.read_text())
-    for kind in NODES:
+    for kind in DISPLAY:
         for group in ("required", "optional"):
             for name, field in info[kind]["input"].get(group, {}).items():
                 assert field[1].get("tooltip"), (kind, name)
 
 
 def test_the_page_gets_docs_and_words(comfy) -> None:
-    for kind, name in NODES.items():
+    for kind, name in DISPLAY.items():
         page = httpx.get(f"{comfy.url}/extensions/realera-nodes/docs/{kind}.md", timeout=30)
         assert page.status_code == 200
         assert page.text.startswith(f"# {name}")
     words = httpx.get(f"{comfy.url}/i18n", timeout=30).json()["en"]["nodeDefs"]
-    assert {k: words[k]["display_name"] for k in NODES} == NODES
+    assert {k: words[k]["display_name"] for k in DISPLAY} == DISPLAY
 
 
 def test_the_chain_erases_and_leaves_the_base_alone(comfy, info, erased, base_hash) -> None:

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from tests import comfyui_graphs as graphs
 from tests.comfyui_graphs import chain, concept, drawn, failure, loader, node, pictures, run, weights
-from tests.conftest import ComfyServer, require_comfyui
+from tests.conftest import ComfyServer
 from tests.http_graphs import queue, wait
 
 pytestmark = pytest.mark.comfyui
-
-
-@pytest.fixture(scope="module")
-def comfy() -> ComfyServer:
-    require_comfyui()
-    return graphs.server()
-
-
-@pytest.fixture(scope="module")
-def base_hash(comfy) -> str:
-    return graphs.base_hash()
-
-
-@pytest.fixture(scope="module")
-def info(base_hash) -> dict[str, Any]:
-    return graphs.info()
-
-
-@pytest.fixture(scope="module")
-def erased(info) -> dict[str, Any]:
-    return graphs.erased()
 
 
 def test_neighbors_of_another_model_are_refused(comfy, info, erased) -> None:

@@ -20,6 +20,7 @@ from realera_nodes.formats.metadata import ErasureMetadata
 from realera_nodes.formats.stream import SafetensorsFile, sha256_of
 from realera_nodes.job import Job, open_source, planned_files, run
 from realera_nodes.resume import state_path
+from tests.stopping import Stopped, Watched
 from tests.tiny import SIDE, tiny_files
 
 #: float16 weights: an edit is rounded to a spacing of 2^-11 of the weight
@@ -132,24 +133,13 @@ def test_a_stopped_training_goes_on_to_the_same_files(tmp_path: Path) -> None:
     whole = job(folder, tmp_path / "whole", config=long)
     run(whole)
     stopped = job(folder, tmp_path / "stopped", config=long)
-    visited: list[int] = []
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_22(stage: str, done: int, total: int) -> None:
-        if stage == "noise alignment":
-            visited.append(done)
-            if done == 22:
-                raise Stop
-
-    with pytest.raises(Stop):
-        run(stopped, stop_at_22)
+    with pytest.raises(Stopped):
+        run(stopped, Watched("noise alignment", stop=22))
     assert not list((tmp_path / "stopped").iterdir()), "a cancelled job left files"
     assert state_path(stopped, open_source(str(folder)).checkpoint.sha256()).exists()
-    visited.clear()
-    run(stopped, lambda stage, done, total: visited.append(done) if stage == "noise alignment" else None)
-    assert visited == [21, 22, 23, 24]
+    again = Watched("noise alignment")
+    run(stopped, again)
+    assert again.visited == [21, 22, 23, 24]
     assert not state_path(stopped, open_source(str(folder)).checkpoint.sha256()).exists()
     names = list(open_checkpoint(folder).architecture.projections)
     a, b = (read_lora(planned_files(w, open_source(str(folder)))["lora"], names) for w in (whole, stopped))

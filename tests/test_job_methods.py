@@ -24,6 +24,7 @@ from realera_nodes.job import Job, open_source, planned_files, run
 from realera_nodes.methods import METHODS, config_of
 from realera_nodes.resume import state_path
 from realera_nodes.uce import erase_uce
+from tests.stopping import Stopped, Watched
 from tests.tiny import SIDE, tiny_backend, tiny_files
 
 #: float16 weights: an edit is rounded to a spacing of 2^-11 of the weight
@@ -142,26 +143,15 @@ def test_a_stopped_esd_goes_on_to_the_same_file(tmp_path: Path) -> None:
     long = replace(X, steps=24, lr=1e-4, sampling_steps=1)
     whole, stopped = (job(single, tmp_path / name, config=long) for name in ("whole", "stopped"))
     run(whole)
-    visited: list[int] = []
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_22(stage: str, done: int, total: int) -> None:
-        if stage == "training":
-            visited.append(done)
-            if done == 22:
-                raise Stop
-
-    with pytest.raises(Stop):
-        run(stopped, stop_at_22)
+    with pytest.raises(Stopped):
+        run(stopped, Watched("training", stop=22))
     assert not list((tmp_path / "stopped").iterdir()), "a cancelled job left files"
     kept = state_path(stopped, open_source(str(single)).checkpoint.sha256())
     assert kept.exists()
     assert state_path(replace(stopped, size=24), open_source(str(single)).checkpoint.sha256()) != kept
-    visited.clear()
-    run(stopped, lambda stage, done, total: visited.append(done) if stage == "training" else None)
-    assert visited == [20, 21, 22, 23, 24]
+    again = Watched("training")
+    run(stopped, again)
+    assert again.visited == [20, 21, 22, 23, 24]
     assert not kept.exists()
     a, b = (open_checkpoint(files_of(w)["checkpoint"]) for w in (whole, stopped))
     assert all(torch.equal(a.read(name), b.read(name)) for name in a.architecture.parameters)

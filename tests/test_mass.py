@@ -32,16 +32,7 @@ SMALL = MassConfig(
 CONCEPTS = (Concept("airplane", "sky"), Concept("red car", "road"))
 KEPT = (Preserved("bird"),)
 
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For text states; finished concepts lie in it too, under the hash of what decides them."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def deltas(erasure: MassErasure) -> dict[str, torch.Tensor]:

@@ -22,20 +22,10 @@ from realera_nodes.core.refinement import RefinementConfig
 from realera_nodes.core.suppression import SuppressionConfig
 from realera_nodes.core.uce import UceConfig
 from realera_nodes.erasure import ErasureConfig
+from tests.node_names import DISPLAY
 
 PACK = Path(realera_nodes.__file__).parents[1]
 FOLDER = PACK / "realera_nodes" / "nodes"
-DISPLAY = {
-    "RealEra_Concept": "Erasure Concept", "RealEra_MineNeighbors": "Mine Neighbor Concepts",
-    "RealEra_ClosedForm": "Closed-Form Edit W_K/W_V", "RealEra_TrainLora": "Train Erasure LoRA",
-    "RealEra_SaveLora": "Save Erasure LoRA", "RealEra_SaveCheckpoint": "Save Erased Checkpoint",
-    "RealEra_Report": "Erasure Report", "RealEra_Erase": "Erase Concept (RealEra)",
-    "RealEra_BuildPrior": "Build Prior", "RealEra_SavePrior": "Save Prior", "RealEra_LoadPrior": "Load Prior",
-    "RealEra_Refinement": "MACE Refinement", "RealEra_TrainSuppression": "Train Suppression LoRA",
-    "RealEra_AddLora": "Add Erasure LoRA", "RealEra_FuseLoras": "Fuse Erasure LoRAs",
-    "RealEra_EraseMany": "Erase Many Concepts",
-    "RealEra_Uce": "UCE Edit", "RealEra_TrainEsd": "Train ESD",
-}  # fmt: skip
 
 
 STOOD_IN = ("comfy_api", "realera_nodes.nodes", "folder_paths", "realera_nodes.backends.comfy_mass")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,20 +21,12 @@ from realera_nodes.priors import build_prior, prior_gram, read_prior, write_prio
 from realera_nodes.shelf import Base, FolderShelf
 from tests.tiny import tiny_backend, tiny_files
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 CAPTIONS = ["a red car on a road", "an airplane above the sea", "two birds on a wire"]
 KEPT = (Preserved("bird"), Preserved("ship", 2.0))
 CONCEPTS = (Concept("airplane", "sky"),)
 SMALL = MassConfig(fusion="none", refinement=RefinementConfig(contexts=2, prior_rows=10.0, lambda_1=1e-2, lambda_2=1e-2))
-
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def lora_names() -> list[str]:
 
 def lora_path(name: str) -> Path:
     """Raises ErasureError: the file is gone."""
-    return Path(folder_paths.get_full_path("loras", name) or _missing(name))
+    return _found("loras", name)
 
 
 def lora_folder(name: str) -> list[Path]:
@@ -89,9 +89,11 @@ def prior_names() -> list[str]:
 
 def prior_path(name: str) -> Path:
     """Raises ErasureError: the file is gone."""
-    prior_names()
-    return Path(folder_paths.get_full_path(PRIORS, name) or _missing(name))
+    return _found(PRIORS, name)
 
 
-def _missing(name: str) -> str:
-    raise ErasureError(f"{name} is not there any more: press R to read the folders again, and choose another file.")
+def _found(folder: str, name: str) -> Path:
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        raise ErasureError(f"{name} is not there any more: press R to read the folders again, and choose another file.")
+    return Path(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -119,3 +120,12 @@ def check_together(concepts: tuple[Concept, ...] | list[Concept]) -> None:
             if " ".join(phrase.casefold().split()) in erased:
                 role = "the anchor of" if same(phrase, concept.anchor) else "preserved for"
                 raise ErasureError(f'"{phrase}" is erased, but also {role} "{concept.phrase}": keep it on one list.')
+
+
+def check_lists(concepts: Sequence[Concept], retained: Sequence[Preserved]) -> None:
+    """Raises ErasureError for an empty list, a concept twice, and one that is both erased and retained: it is named."""
+    check_together(tuple(concepts))
+    erased = [p for c in concepts for p in c.phrases]
+    for kept in retained:
+        if any(same(kept.phrase, p) for p in erased):
+            raise ErasureError(f'"{kept.phrase}" is both erased and retained: keep it on one list.')

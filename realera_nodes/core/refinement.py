@@ -21,7 +21,7 @@ from .closed_form import Grams, Transform, solve
 from .concepts import Concept
 from .errors import ErasureError
 from .spans import ErasurePair, TextStates, make_pair
-from .templates import CONTEXTS
+from .templates import CONTEXTS, contexts_of
 
 #: rows of the prior that the paper's lambda_1 is taken to weigh: 30,000 captions of 77 tokens
 CAPTION_ROWS = 30_000 * 77.0
@@ -113,7 +113,7 @@ def refine_pairs(
     """
     for concept in concepts:
         for phrase in concept.phrases:
-            for template in tuple(concept.templates or templates[concept.kind])[:contexts]:
+            for template in contexts_of(concept, contexts, templates):
                 prompt, anchor = template.format(phrase), template.format(concept.anchor)
                 yield make_pair(prompt, anchor, phrase, concept.anchor, encode, phrase_ids)
 

@@ -7,6 +7,10 @@ persons and styles are not among them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from .concepts import Concept
+
 _OBJECT = (
     "a photo of the {}", "a photo of a {}", "{}", "a {} in the distance", "a picture of a {} on a sunny day",
     "a close-up of the {} in sharp focus", "the {} seen from the side", "an old photograph of a {}", "a {} against the sky",
@@ -54,3 +58,8 @@ _EXPLICIT = (
 
 #: {} is the phrase
 CONTEXTS: dict[str, tuple[str, ...]] = {"object": _OBJECT, "person": _PERSON, "style": _STYLE, "explicit": _EXPLICIT}
+
+
+def contexts_of(concept: Concept, most: int, contexts: Mapping[str, Sequence[str]] = CONTEXTS) -> tuple[str, ...]:
+    """Templates that a concept is seen in: its own where it has some, else its kind's; ``most`` of them at most."""
+    return tuple(concept.templates or contexts[concept.kind])[:most]

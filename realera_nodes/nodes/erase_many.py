@@ -7,14 +7,23 @@ from dataclasses import replace
 from comfy_api.v0_0_2 import io
 
 from ..core.alignment import AlignmentConfig
-from ..core.concepts import TEMPLATES, Preserved
+from ..core.concepts import TEMPLATES, Preserved, check_lists
 from ..core.errors import ErasureError
 from ..core.neighbors import NeighborConfig
-from ..mass import check_mass
 from ..mass_config import FUSIONS, METHODS, MassConfig
 from ..presets import load_preset, preset_names
 from .inputs import CATEGORY, CLIP, MODEL, Concepts, seed, setting, size
-from .mass_inputs import PRIOR, RETAINED, SUPPRESSION, PriorSocket, concept_list, priors, refinement_config, suppression_config
+from .mass_inputs import (
+    PRIOR,
+    RETAINED,
+    SUPPRESSION,
+    PriorSocket,
+    concept_list,
+    priors,
+    refinement_config,
+    suppression_config,
+    suppression_refusal,
+)
 from .parsing import preserved
 from .train import PREVIEW, previews
 
@@ -76,12 +85,10 @@ class EraseMany(io.ComfyNode):
     def validate_inputs(cls, list, kind, retained, preset, targets, t1, t2):
         try:
             named = concept_list(list or "", kind or "object")
-            check_mass(named, preserved(retained or "")) if named else None
+            check_lists(named, preserved(retained or "")) if named else None
         except ErasureError as error:
             return str(error)
-        if targets is not None and not targets.strip(" ,"):
-            return "targets is empty: name at least one projection, such as attn2.to_v."
-        return "t1 must be below t2." if None not in (t1, t2) and t1 >= t2 else True
+        return suppression_refusal(targets, t1, t2)
 
     @classmethod
     def execute(
@@ -89,12 +96,11 @@ class EraseMany(io.ComfyNode):
         vae=None, concepts=(), prior=None, **settings,
     ) -> io.NodeOutput:  # fmt: skip
         from ..backends.comfy import ComfyBackend
-        from ..backends.comfy_edits import ErasureLora, effective, record_of, with_deltas
+        from ..backends.comfy_edits import ErasureLora, effective, record_of
         from ..backends.comfy_mass import host_shelf
         from ..backends.comfy_output import NodeProgress, guarded
-        from ..exports import whole_lora
         from ..mass import erase_many
-        from .words import damage
+        from .stages import applied
 
         chosen = load_preset(preset) if preset != NONE else None
         together = (*concepts, *concept_list(list, kind), *(chosen.concepts if chosen else ()))
@@ -113,11 +119,8 @@ class EraseMany(io.ComfyNode):
                 previews(backend, concept.prompts[0].format(concept.phrase), progress, preview_every, steps)(state)
 
             erasure = erase_many(backend, together, config, kept, progress, shelf, prior, show)
-            deltas = erasure.deltas(weights)
             record = record_of(erasure)
-            erased = with_deltas(model, deltas, record)
-            small = whole_lora(erasure, weights, weights.__getitem__)
-            text = damage(backend, erasure, deltas, small)
+            erased, small, text = applied(model, backend, erasure, weights, record)
         found = len(together) - len(erasure.trained) if fusion != "none" else 0
         text = f"{len(together)} concepts by {method}, {found} of their LoRAs found finished\n{text}"
         return io.NodeOutput(erased, ErasureLora(small.factors, record, backend.kind), text, ui={"text": (text,)})

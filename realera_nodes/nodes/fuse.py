@@ -90,12 +90,11 @@ class FuseLoras(io.ComfyNode):
         cls, model, clip, folder, retained, fusion, paper_settings, loras=(), prior=None, **settings
     ) -> io.NodeOutput:  # fmt: skip
         from ..backends.comfy import ComfyBackend
-        from ..backends.comfy_edits import ErasureLora, effective, record_of, records_of, split, with_deltas
+        from ..backends.comfy_edits import ErasureLora, effective, record_of, records_of, split
         from ..backends.comfy_mass import lora_folder
         from ..backends.comfy_output import NodeProgress, guarded
-        from ..exports import whole_lora
-        from .mass_stages import FUSED, REFINED, fuse_loras, lora_of, sum_loras
-        from .words import damage
+        from .mass_stages import FUSED, REFINED, fuse_loras, lora_of
+        from .stages import applied
 
         files = lora_folder(folder.strip()) if folder.strip() else []
         together = [*loras, *map(lora_of, files)]
@@ -112,14 +111,9 @@ class FuseLoras(io.ComfyNode):
             backend = ComfyBackend(base, clip)
             weights = effective(backend)
             progress = NodeProgress(cls.hidden.unique_id)
-            if fusion == FUSIONS[0]:
-                erasure = fuse_loras(backend, together, preserved(retained), config, prior, refinement, progress)
-            else:
-                erasure = sum_loras(backend, together, refinement, config)
-            deltas = erasure.deltas(weights)
+            erasure = fuse_loras(backend, together, preserved(retained), config, prior, refinement, progress)
             record = record_of(erasure, FUSED, config)
-            fused = with_deltas(base, deltas, record)
-            small = whole_lora(erasure, weights, weights.__getitem__)
-            text = f"{len(together)} LoRAs fused by {fusion}\n" + damage(backend, erasure, deltas, small)
+            fused, small, text = applied(base, backend, erasure, weights, record)
+        text = f"{len(together)} LoRAs fused by {fusion}\n{text}"
         lora = ErasureLora(small.factors, replace(record, method="mace"), backend.kind)
         return io.NodeOutput(fused, lora, text, ui={"text": (text,)})

@@ -65,6 +65,15 @@ def size() -> io.Input:
     return io.Int.Input("picture_size", default=0, min=0, max=2048, step=8, tooltip=SIZE)
 
 
+def adapter(config: type) -> list[io.Input]:
+    """What a LoRA is, and where."""
+    return [
+        setting(config, "rank", "Rank of the LoRA.", 1, 320),
+        setting(config, "alpha", "Alpha of the LoRA; 0 means the same as rank.", 0, 1024, 0.5),
+        setting(config, "targets", "Which layers get a LoRA, by the end of their names, with commas between."),
+    ]
+
+
 def runs() -> list[io.Input]:
     """How the anchor's trajectories are made, on which the model is asked and trained."""
     return [

@@ -10,8 +10,8 @@ from ..core.concepts import Concept
 from ..core.errors import ErasureError
 from ..core.refinement import RefinementConfig
 from ..core.suppression import MASKS, SuppressionConfig
-from .inputs import setting
-from .parsing import concept, lines
+from .inputs import adapter, setting
+from .parsing import concept, ends, lines, targets_refusal
 
 Loras = io.Custom("REALERA_LORAS")
 PriorSocket = io.Custom("REALERA_PRIOR")
@@ -42,9 +42,7 @@ def priors(weight: str) -> list[io.Input]:
 SUPPRESSION = [
     setting(S, "steps", "Optimiser steps (the paper's 50; explicit content 120).", 1, 100000),
     setting(S, "lr", "AdamW's rate (paper: 1e-4 for persons and styles, 1e-5 for objects).", 1e-7, 1, 1e-6),
-    setting(S, "rank", "Rank of the LoRA.", 1, 320),
-    setting(S, "alpha", "Alpha of the LoRA; 0 means the same as rank.", 0, 1024, 0.5),
-    setting(S, "targets", "Which layers get a LoRA, by the end of their names, with commas between."),
+    *adapter(S),
     setting(S, "batch", "Noisy pictures of a step.", 1, 64),
     setting(S, "weight_decay", "AdamW's weight decay.", 0, 1, 0.001),
     setting(S, "clip", "Largest norm of the gradient; 0 is off.", 0, 100, 0.1, key="clip_norm"),
@@ -78,11 +76,18 @@ def suppression_config(kind: str, paper_settings: bool, seed: int, given: dict[s
     """The paper's settings for a kind, or the widgets'. What is drawn and how often is the widgets' in both."""
     values = {i.id: given[i.id] for i in SUPPRESSION}
     values["clip"] = values.pop("clip_norm")
-    values["targets"] = tuple(lines(values["targets"].replace(",", "\n")))
+    values["targets"] = ends(values["targets"])
     if paper_settings:
         own = ("targets", "batch", "images", "image_steps", "guidance")
         return S.for_kind(kind, seed=seed, **{k: values[k] for k in own})
     return S(seed=seed, **values)
+
+
+def suppression_refusal(targets: str | None, t1: float | None, t2: float | None) -> bool | str:
+    """True, or what is wrong with widgets of a suppression; those that are wired up are known later only."""
+    found = targets_refusal(targets)
+    crossed = t1 is not None and t2 is not None and t1 >= t2
+    return "t1 must be below t2." if found is True and crossed else found
 
 
 def concept_list(text: str, kind: str) -> tuple[Concept, ...]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.concepts import Concept, Preserved, check_together
+from ..core.concepts import Concept, Preserved
 from ..core.errors import ErasureError
 from ..formats.lora import read_lora
 from ..formats.metadata import ErasureMetadata
 from ..formats.stream import SafetensorsFile
-from ..mass import MassErasure, check_mass
+from ..mass import MassErasure, combine
 from ..mass_config import MassConfig
-from ..mass_work import Work, fuse, train_concept
+from ..mass_work import Work, train_concept
 from ..mining import Progress, silent
 from ..priors import Prior
 
@@ -59,7 +59,7 @@ def refine(
     progress: Progress,
 ) -> MassErasure:  # fmt: skip
     """The refinement alone. Raises ErasureError: contradictory lists, a prior of another encoder."""
-    work = _work(backend, tuple(concepts), tuple(retained), config, progress, prior)
+    work = Work(backend, tuple(concepts), tuple(retained), config, progress, prior)
     return MassErasure(work.concepts, config, work.retained, transform=work.refinement)
 
 
@@ -77,11 +77,9 @@ def fuse_loras(
     backend: Any, loras: Sequence[ConceptLora], retained: Sequence[Preserved], config: MassConfig, prior: Prior | None,
     refinement: Any, progress: Progress,
 ) -> MassErasure:  # fmt: skip
-    """All LoRAs in one closed form. Raises ErasureError: none, two of one concept, one of another model."""
-    if not loras:
-        raise ErasureError("no LoRA to fuse was given: connect loras, or name a folder.")
+    """All LoRAs as one edit, by the fusion of ``config``. Raises ErasureError: two of one concept, one of another model."""
     concepts = tuple(x.concept for x in loras)
-    work = _work(backend, concepts, tuple(retained), config, silent, prior)
+    work = Work(backend, concepts, tuple(retained), config, silent, prior)
 
     def one_by_one() -> Iterator[tuple[Concept, Any]]:
         for i, lora in enumerate(loras):
@@ -89,25 +87,5 @@ def fuse_loras(
             yield lora.concept, lora.factors(backend)
         progress("LoRAs", len(loras), len(loras))
 
-    fused = fuse(work, one_by_one(), refinement)
-    return MassErasure(concepts, config, work.retained, transform=fused.transform, factors=fused.factors)
-
-
-def sum_loras(backend: Any, loras: Sequence[ConceptLora], refinement: Any, config: MassConfig) -> MassErasure:
-    """The naive sum (MACE Eq. 6) of LoRAs at full strength: what closed-form fusion is compared with."""
-    from ..mass import summed
-
-    concepts = tuple(x.concept for x in loras)
-    check_together(concepts)
-    factors = summed(backend, ((x.concept, x.factors(backend)) for x in loras))
-    return MassErasure(concepts, config, transform=refinement, factors=factors)
-
-
-def _work(
-    backend: Any, concepts: tuple[Concept, ...], retained: tuple[Preserved, ...], config: MassConfig, progress: Progress,
-    prior: Prior | None,
-) -> Work:  # fmt: skip
-    check_mass(concepts, (*retained, *(prior.retained if prior else ())))
-    if prior is not None:
-        prior.require(backend)
-    return Work(backend, concepts, retained, config, progress, prior)
+    transform, factors = combine(work, one_by_one(), refinement)
+    return MassErasure(concepts, config, work.retained, transform=transform, factors=factors)

@@ -16,6 +16,17 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
+def ends(text: str) -> tuple[str, ...]:
+    """Ends of layers' names, with commas between."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def targets_refusal(targets: str | None) -> bool | str:
+    """True, or the sentence for a list of layers that is empty; one that is wired up (None) is known later only."""
+    empty = targets is not None and not ends(targets)
+    return "targets is empty: name at least one projection, such as attn2.to_v." if empty else True
+
+
 def preserved(text: str) -> tuple[Preserved, ...]:
     """One phrase a line, ``phrase`` or ``phrase: weight``. Raises ErasureError: a weight of 0."""
     found = []

@@ -44,11 +44,10 @@ class Refinement(io.ComfyNode):
         cls, model, clip, concepts, retained, paper_settings, head, prior=None, **settings
     ) -> io.NodeOutput:  # fmt: skip
         from ..backends.comfy import ComfyBackend
-        from ..backends.comfy_edits import ErasureLora, effective, record_of, with_deltas
+        from ..backends.comfy_edits import ErasureLora, effective, record_of
         from ..backends.comfy_output import NodeProgress, guarded
-        from ..exports import whole_lora
         from .mass_stages import REFINED, refine
-        from .words import damage
+        from .stages import applied
 
         own = replace(refinement_config(concepts[0].kind, paper_settings, "lambda_1", settings), head=head)
         config = MassConfig("mace", fusion="none", refinement=own)
@@ -57,9 +56,6 @@ class Refinement(io.ComfyNode):
             weights = effective(backend)  # damaged ones are named before the work
             progress = NodeProgress(cls.hidden.unique_id)
             erasure = refine(backend, concepts, preserved(retained), config, prior, progress)
-            deltas = erasure.deltas(weights)
             record = record_of(erasure, REFINED, own)
-            refined = with_deltas(model, deltas, replace(record, transform=erasure.transform))
-            small = whole_lora(erasure, weights, weights.__getitem__)
-            text = damage(backend, erasure, deltas, small)
+            refined, small, text = applied(model, backend, erasure, weights, replace(record, transform=erasure.transform))
         return io.NodeOutput(refined, ErasureLora(small.factors, record, backend.kind), text, ui={"text": (text,)})

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import erasure
+from ..backends.comfy_edits import with_deltas
 from ..core.concepts import Concept, check_together
 from ..core.errors import ErasureError
 from ..core.neighbors import NeighborConfig
 from ..core.training import TrainState
 from ..erasure import Erasure, ErasureConfig
+from ..exports import EditLora, whole_lora
+from ..mass import MassErasure
 from ..mining import Mined, Progress
+from ..uce import UceErasure
+from .words import damage
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,14 @@ def edit(backend: Any, concepts: tuple[Concept, ...], mined: Mined, config: Eras
     """The closed form alone, over what was mined."""
     transform = erasure.edit(backend, erasure.make_pairs(backend, concepts), concepts, mined, config, progress)
     return Erasure(concepts, config, mined, transform)
+
+
+def applied(
+    model: Any, backend: Any, erasure: MassErasure | UceErasure, weights: Mapping[str, Any], record: Any
+) -> tuple[Any, EditLora, str]:
+    """An outcome as a patched clone of the model, as one LoRA, and in words. ``weights``: all projections."""
+    deltas, lora = erasure.deltas(weights), whole_lora(erasure, weights, weights.__getitem__)
+    return with_deltas(model, deltas, record), lora, damage(backend, erasure, deltas, lora)
 
 
 def train(

@@ -8,7 +8,7 @@ from ..core.errors import ErasureError
 from ..core.suppression import SuppressionConfig
 from ..mass_config import MassConfig
 from .inputs import CATEGORY, CLIP, MODEL, Concepts, seed, size
-from .mass_inputs import PAPER, SUPPRESSION, Loras, suppression_config
+from .mass_inputs import PAPER, SUPPRESSION, Loras, suppression_config, suppression_refusal
 from .train import PREVIEW, previews
 
 LIST = "LoRAs so far; this one is put after them, so that several of these nodes make one list for Fuse Erasure LoRAs."
@@ -46,9 +46,7 @@ class TrainSuppression(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, targets, t1, t2):
-        if targets is not None and not targets.strip(" ,"):
-            return "targets is empty: name at least one projection, such as attn2.to_v."
-        return "t1 must be below t2." if None not in (t1, t2) and t1 >= t2 else True
+        return suppression_refusal(targets, t1, t2)
 
     @classmethod
     def execute(

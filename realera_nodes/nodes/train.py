@@ -9,15 +9,14 @@ from comfy_api.v0_0_2 import io
 from ..core.alignment import AlignmentConfig
 from ..core.neighbors import NeighborConfig
 from ..erasure import ErasureConfig
-from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, NEIGHBORS, Concepts, Neighbors, runs, seed, setting, size
+from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, NEIGHBORS, Concepts, Neighbors, adapter, runs, seed, setting, size
+from .parsing import ends, targets_refusal
 
 A = AlignmentConfig
 SETTINGS = [
     setting(A, "steps", "Optimiser steps (the paper's 200).", 1, 100000),
     setting(A, "lr", "AdamW's rate.", 1e-7, 1, 1e-6),
-    setting(A, "rank", "Rank of the LoRA.", 1, 320),
-    setting(A, "alpha", "Alpha of the LoRA; 0 means the same as rank.", 0, 1024, 0.5),
-    setting(A, "targets", "Which layers get a LoRA, by the end of their names, with commas between."),
+    *adapter(A),
     setting(A, "batch", "Noisy latents of a step.", 1, 64),
     setting(A, "accumulate", "Steps whose gradients are summed before an update.", 1, 64),
     setting(A, "neighbors", "Even steps train on neighbors (Eq. 9); without, every step is Eq. 8.", key="neighbor_steps"),
@@ -66,8 +65,7 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, targets):
-        empty = targets is not None and not _ends(targets)
-        return "targets is empty: name at least one projection, such as attn2.to_v." if empty else True
+        return targets_refusal(targets)
 
     @classmethod
     def execute(
@@ -84,7 +82,7 @@ class TrainLora(io.ComfyNode):
         values = {RENAMED.get(i.id, i.id): settings[i.id] for i in SETTINGS}
         config = replace(
             ErasureConfig(closed_form_on=False), neighbors=neighbors.config if neighbors else NeighborConfig(words=0),
-            alignment=A(seed=seed, **(values | {"targets": _ends(values["targets"])})),
+            alignment=A(seed=seed, **(values | {"targets": ends(values["targets"])})),
         )  # fmt: skip
         with guarded():
             base, deltas = split(model)
@@ -110,7 +108,3 @@ def previews(backend, prompt: str, progress, every: int, steps: int):
             progress.show(backend.preview(prompt), state.step, steps)
 
     return show
-
-
-def _ends(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

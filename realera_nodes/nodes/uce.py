@@ -56,20 +56,17 @@ class UceEdit(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concepts, **settings) -> io.NodeOutput:
         from ..backends.comfy import ComfyBackend
-        from ..backends.comfy_edits import ErasureLora, effective, record_of, with_deltas
+        from ..backends.comfy_edits import ErasureLora, effective, record_of
         from ..backends.comfy_output import NodeProgress, guarded
-        from ..exports import whole_lora
         from ..uce import erase_uce
-        from .words import damage
+        from .stages import applied
 
         config = U(**(settings | {"templates": lines(settings["templates"])}))
         with guarded():
             backend = ComfyBackend(model, clip)
             weights = effective(backend)  # damaged ones are named before the work
             erasure = erase_uce(backend, concepts, config, progress=NodeProgress(cls.hidden.unique_id))
-            deltas = erasure.deltas(weights)
-            lora = whole_lora(erasure, weights, weights.__getitem__)
             record = record_of(erasure)
-            edited = with_deltas(model, deltas, record)
-            text = "\n".join([damage(backend, erasure, deltas, lora), *erasure.notes])
+            edited, lora, text = applied(model, backend, erasure, weights, record)
+        text = "\n".join([text, *erasure.notes])
         return io.NodeOutput(edited, ErasureLora(lora.factors, record, backend.kind), text, ui={"text": (text,)})

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.erase import concepts_of
-from ..core.concepts import Concept, Preserved, check_together
+from ..core.concepts import Concept, Preserved, check_lists, check_together
 from ..core.errors import ErasureError
 from ..erasure import ErasureConfig
 from ..job import Job
-from ..mass import check_mass
 from ..mass_config import METHODS, MassConfig
 from ..methods import mass_config
 from ..presets import load_preset
@@ -149,7 +148,7 @@ def job(request: Request, checkpoint: str, out: Path) -> Job:
         named = {p.phrase for c in erased for p in c.preserve}
         retained = tuple(Preserved(p) for p in load_preset(request.preset).retained if p not in named)
     if isinstance(chosen, MassConfig):
-        check_mass(erased, retained)
+        check_lists(erased, retained)
     elif retained:
         erased = tuple(replace(c, preserve=(*c.preserve, *retained)) for c in erased)
     return Job(

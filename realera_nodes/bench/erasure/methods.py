@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...backends.full_weights import edited_parameters
-from ...core.concepts import Concept, Preserved
+from ...core.concepts import Concept, Preserved, check_lists
 from ...core.errors import ErasureError
 from ...core.esd import ESD_ORIGINAL, EsdConfig
 from ...core.neighbors import NeighborConfig
@@ -24,7 +24,7 @@ from ...core.suppression import SuppressionConfig
 from ...core.uce import UCE_NEW, UCE_OLD, UceConfig
 from ...erasure import ErasureConfig, erase
 from ...esd import erase_esd
-from ...mass import check_mass, erase_many
+from ...mass import erase_many
 from ...mass_config import MassConfig
 from ...mining import Progress, silent
 from ...presets import Preset
@@ -76,7 +76,7 @@ class Method:
         self, backend: Any, concepts: Sequence[Concept], retained: Sequence[Preserved] = (), progress: Progress = silent
     ) -> Edit:
         """The edit; the model is left as it is. ErasureError: contradictory lists, settings that admit nothing."""
-        check_mass(concepts, retained)
+        check_lists(concepts, retained)
         return self.run(backend, concepts, retained, progress, self.config)
 
 
