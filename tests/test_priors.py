@@ -54,7 +54,8 @@ def test_the_sums_are_those_of_every_token(backend) -> None:
     assert count == 76 * len(CAPTIONS)
     assert torch.allclose(prior.general, total / count, rtol=1e-9, atol=1e-12)
     kept = sum(p.weight * outer(backend, [t.format(p.phrase)])[0] for p in KEPT for t in CONTEXTS["object"][:2])
-    assert torch.allclose(prior.domain, kept, rtol=1e-5, atol=1e-6)  # encoded in other batches
+    # encoded in other batches, so float32 rounding apart; relative to the whole, as small entries are sums of large ones
+    assert torch.dist(prior.domain, kept) <= 1e-5 * kept.norm()
     assert (prior.captions, prior.retained) == (3, KEPT)
 
 
