@@ -18,6 +18,7 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/python -m realera_nodes demo --out $(OUT)
 
 test: $(VENV)/.ready
+	$(VENV)/bin/pip install --quiet -e ".[studio]"
 	$(VENV)/bin/python -m pytest -q
 
 test-comfyui: $(VENV)/.ready

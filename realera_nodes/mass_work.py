@@ -13,7 +13,7 @@ from torch import Tensor
 from .core.adapters import Factors
 from .core.closed_form import Grams, Transform, solve
 from .core.concepts import Concept, Preserved, check_lists
-from .core.fusion import Fused, Fusion, concept_gram
+from .core.fusion import Fused, Fusion
 from .core.neighbors import sample_neighbors
 from .core.refinement import add_priors, context_rows, in_batches, refine_pairs
 from .core.spans import ErasurePair
@@ -185,5 +185,5 @@ def fuse(work: Work, loras: Iterable[tuple[Concept, Factors]], refinement: Trans
     backend = work.backend
     fusion = Fusion({name: tuple(w.shape) for name, w in backend.projections().items()})
     for concept, factors in loras:
-        fusion.add(factors, concept_gram(work.fusion_states(concept), backend.context_width), concept.phrase)
+        fusion.add(factors, work.fusion_states(concept), concept.phrase)
     return fusion.solve(work.config.refinement, work.general, work.domain, refinement)

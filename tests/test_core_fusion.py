@@ -15,7 +15,7 @@ from torch import Tensor
 from realera_nodes.core.adapters import Factors
 from realera_nodes.core.closed_form import Transform
 from realera_nodes.core.errors import ErasureError
-from realera_nodes.core.fusion import Fusion, concept_gram, naive_sum
+from realera_nodes.core.fusion import Fusion, naive_sum
 from realera_nodes.core.refinement import RefinementConfig
 
 K, V = "a.attn2.to_k", "b.attn2.to_v"
@@ -72,7 +72,7 @@ def test_the_solution_is_that_of_brute_force_in_every_layer(
         chosen = {n: s for n, s in shapes.items() if where == "both" or n.endswith(where)}
         loras.append(lora(chosen, rank, seed + 100 * i))
         states.append(normal(rows, width, seed=seed + 100 * i + 99))
-        fusion.add(loras[i], concept_gram([states[i]], width))
+        fusion.add(loras[i], [states[i]])
     p, q = normal(general[0], width, seed=seed + 1), normal(domain[0], width, seed=seed + 2)
     config = RefinementConfig(lambda_2=general[1], prior_rows=1.0, lambda_3=domain[1], mu=mu, ridge=ridge)
     start = change(width, seed + 3) if refined else None
@@ -91,7 +91,7 @@ def test_the_solution_is_that_of_brute_force_in_every_layer(
 def test_one_lora_by_hand() -> None:
     """e = (2, 0), B = (1), D = (3, 1), kept (0, 1): C = diag(4, 1), S = B D G = (12, 0), so W* - W = (3, 0)."""
     fusion = Fusion({K: (1, 2)})
-    fusion.add({K: (torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0]]))}, torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
+    fusion.add({K: (torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0]]))}, [torch.tensor([[2.0, 0.0]])])
     fused = fusion.solve(RefinementConfig(lambda_2=1.0, prior_rows=1.0, ridge=0.0), torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
     assert fused.delta(K, torch.tensor([[5.0, 7.0]])).tolist() == [[3, 0]]
     assert fused.condition == 4
@@ -101,7 +101,7 @@ def test_one_lora_by_hand() -> None:
 def test_one_lora_without_priors_does_what_it_does_alone() -> None:
     shapes = {K: (6, 8)}
     fusion, f, e = Fusion(shapes), lora(shapes, 1, 0), normal(3, 8, seed=1)
-    fusion.add(f, concept_gram([e], 8))
+    fusion.add(f, [e])
     w = normal(6, 8, seed=2)
     fused = fusion.solve(RefinementConfig(ridge=1e-10), dtype=torch.float64)
     torch.testing.assert_close(e @ fused.delta(K, w).T, e @ (f[K][1] @ f[K][0]).T, rtol=1e-7, atol=1e-7)
@@ -115,7 +115,7 @@ def test_concepts_that_share_nothing_do_not_disturb_each_other_and_what_is_kept_
     loras = [lora(shapes, 1, 10), lora(shapes, 1, 20)]
     fusion = Fusion(shapes)
     for f, e in zip(loras, states, strict=True):
-        fusion.add(f, concept_gram([e], 12))
+        fusion.add(f, [e])
     w = normal(6, 12, seed=3)
     delta = fusion.solve(RefinementConfig(lambda_2=1.0, prior_rows=1.0, ridge=1e-9), kept.T @ kept, dtype=torch.float64).delta(
         K, w
@@ -132,12 +132,13 @@ def test_concepts_that_share_nothing_do_not_disturb_each_other_and_what_is_kept_
 def test_order_and_thin_or_full_sums_do_not_matter() -> None:
     """12 LoRAs of rank 3 pass every layer's thin limit (out 5, d 7: rank 3; out 90, d 7: rank 7)."""
     shapes = {K: (5, 7), V: (90, 7)}
-    loras, grams = [lora(shapes, 3, 100 * i) for i in range(12)], [concept_gram([normal(9, 7, seed=i)], 7) for i in range(12)]
+    loras, states = [lora(shapes, 3, 100 * i) for i in range(12)], [normal(9, 7, seed=i) for i in range(12)]
+    grams = [e.T @ e for e in states]
     results = []
     for order in (range(12), reversed(range(12))):
         fusion = Fusion(shapes)
         for i in order:
-            fusion.add(loras[i], grams[i])
+            fusion.add(loras[i], [states[i]])
         results.append(fusion.solve(CONFIG, torch.eye(7), dtype=torch.float64))
     total = sum(grams) + torch.eye(7, dtype=torch.float64)
     total += CONFIG.ridge * total.diagonal().mean() * torch.eye(7, dtype=torch.float64)
@@ -154,7 +155,7 @@ def test_more_loras_may_follow_a_solution() -> None:
     at_once, in_turn = Fusion(shapes), Fusion(shapes)
     for i in range(3):
         for fusion in (at_once, in_turn):
-            fusion.add(lora(shapes, 2, 10 * i), concept_gram([normal(4, 30, seed=i)], 30))
+            fusion.add(lora(shapes, 2, 10 * i), [normal(4, 30, seed=i)])
         in_turn.solve(CONFIG, torch.eye(30))
     a, b = (f.solve(CONFIG, torch.eye(30), dtype=torch.float64).factors[K] for f in (at_once, in_turn))
     assert a[0].shape == (6, 30)
@@ -174,31 +175,32 @@ def live_bytes() -> int:
 
 
 def test_memory_does_not_grow_with_the_number_of_loras() -> None:
-    """Thin parts are added up after 5 LoRAs in one layer and 8 in the other, so that every 40 LoRAs are as the 40 before."""
+    """Thin parts are added up after 5 LoRAs in one layer and 8 in the other, and keep their room."""
     shapes = {K: (8, 12), V: (20, 12)}
     before, fusion, seen = live_bytes(), Fusion(shapes), []
     for i in range(1, 121):
-        factors, gram = lora(shapes, 1, i), concept_gram([normal(5, 12, seed=i)], 12)
-        references = [weakref.ref(x) for pair in factors.values() for x in pair] + [weakref.ref(gram)]
-        fusion.add(factors, gram)
-        del factors, gram
+        factors, states = lora(shapes, 1, i), normal(5, 12, seed=i)
+        references = [weakref.ref(x) for pair in factors.values() for x in pair] + [weakref.ref(states)]
+        fusion.add(factors, [states])
+        del factors, states
         assert all(r() is None for r in references)
         if i % 40 in (0, 39):
             seen.append(live_bytes() - before)
     product = sum(8 * out * d for out, d in shapes.values())
-    assert max(seen) <= 2 * product + 8 * 12 * 12 + 64  # sums, thin parts up to as much again, G
-    assert seen == seen[:2] * 3
+    rows = sum(8 * (out + d) for out, d in shapes.values())  # of one LoRA
+    assert max(seen) <= 2 * product + rows + 8 * 12 * 12 + 64  # sums, thin parts up to as much again, G
+    assert len(set(seen)) == 1
     assert fusion.count == 120
 
 
 def test_inputs_stay_and_are_not_held() -> None:
     shapes = {K: (40, 30)}
-    f, gram = lora(shapes, 2, 0), concept_gram([normal(4, 30, seed=1)], 30)
-    kept = [f[K][0].clone(), f[K][1].clone(), gram.clone()]
+    f, states = lora(shapes, 2, 0), normal(4, 30, seed=1)
+    kept = [f[K][0].clone(), f[K][1].clone(), states.clone()]
     fusion = Fusion(shapes)
-    fusion.add(f, gram)
+    fusion.add(f, [states])
     before = fusion.solve(CONFIG, torch.eye(30)).factors[K]
-    assert all(torch.equal(a, b) for a, b in zip((*f[K], gram), kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((*f[K], states), kept, strict=True))
     f[K][1].zero_()  # the caller goes on training
     after = fusion.solve(CONFIG, torch.eye(30)).factors[K]
     assert torch.equal(before[1], after[1])
@@ -208,7 +210,7 @@ def test_inputs_stay_and_are_not_held() -> None:
 def test_a_layer_that_no_lora_has_still_forgets_by_the_refinement() -> None:
     shapes = {K: (4, 6), V: (4, 6)}
     fusion, e, start = Fusion(shapes), normal(9, 6, seed=1), change(6, 2)
-    fusion.add(lora({K: (4, 6)}, 1, 0), concept_gram([e], 6))
+    fusion.add(lora({K: (4, 6)}, 1, 0), [e])
     w = normal(4, 6, seed=3)
     fused = fusion.solve(RefinementConfig(ridge=1e-9), refinement=start, dtype=torch.float64)
     assert V not in fused.factors
@@ -217,18 +219,23 @@ def test_a_layer_that_no_lora_has_still_forgets_by_the_refinement() -> None:
 
 def test_delta_comes_in_the_weights_type_at_least_float32() -> None:
     fusion = Fusion({K: (4, 6), V: (4, 6)})
-    fusion.add(lora({K: (4, 6)}, 1, 0), torch.eye(6))
+    fusion.add(lora({K: (4, 6)}, 1, 0), [torch.eye(6)])
     fused = fusion.solve(CONFIG)
     assert fused.delta(K, torch.zeros(4, 6, dtype=torch.float16)).dtype == torch.float32
     assert fused.delta(K, torch.zeros(4, 6, dtype=torch.float64)).dtype == torch.float64
     assert torch.equal(fused.delta(V, torch.zeros(4, 6)), torch.zeros(4, 6))
 
 
-def test_the_gram_is_that_of_all_rows_in_any_batches() -> None:
-    states = [normal(1, 77, 5, seed=i, dtype=torch.float32) for i in range(60)]  # more than one batch of rows
-    rows = torch.cat(states).flatten(0, 1).double()
-    torch.testing.assert_close(concept_gram(iter(states), 5), rows.T @ rows, rtol=1e-12, atol=1e-9)
-    assert float(concept_gram([], 5).abs().sum()) == 0
+@pytest.mark.parametrize("rows", [1, 100, 4096])
+def test_states_count_the_same_in_any_batches(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realera_nodes.core.fusion.ROWS", rows)
+    states = [normal(1, 77, 5, seed=i, dtype=torch.float32) for i in range(6)]
+    e = torch.cat(states).flatten(0, 1).double()
+    f, fusion = lora({K: (4, 5)}, 1, 0), Fusion({K: (4, 5)})
+    fusion.add(f, iter(states))
+    torch.testing.assert_close(fusion.gram, e.T @ e, rtol=1e-12, atol=1e-9)
+    delta = fusion.solve(RefinementConfig(ridge=0.0), dtype=torch.float64).delta(K, normal(4, 5, seed=9))
+    torch.testing.assert_close(delta, f[K][1] @ f[K][0], rtol=1e-9, atol=1e-9)  # B D G G^-1
 
 
 BAD: dict[str, tuple[dict, str]] = {
@@ -247,7 +254,7 @@ def test_a_lora_that_does_not_fit_is_refused_and_nothing_of_it_is_added(what: st
     fusion = Fusion({K: (4, 6), V: (4, 6)})
     mixed = {V: (torch.ones(1, 6), torch.ones(4, 1)), **factors} if factors else {}
     with pytest.raises(ErasureError, match=words) as refused:
-        fusion.add(mixed, torch.eye(6), "dog.safetensors")
+        fusion.add(mixed, [torch.eye(6)], "dog.safetensors")
     assert 'the LoRA "dog.safetensors"' in str(refused.value)
     assert fusion.count == 0
     assert float(fusion.gram.abs().sum()) == 0
@@ -260,10 +267,11 @@ def test_a_lora_that_does_not_fit_is_refused_and_nothing_of_it_is_added(what: st
 def test_states_of_another_encoder_are_refused() -> None:
     fusion = Fusion({K: (4, 6)})
     with pytest.raises(ErasureError, match="states of LoRA 1 are 5 wide, the model's cross-attention 6"):
-        fusion.add(lora({K: (4, 6)}, 1, 0), torch.eye(5))
+        fusion.add(lora({K: (4, 6)}, 1, 0), [torch.eye(5)])
     with pytest.raises(ErasureError, match="NaN"):
-        fusion.add(lora({K: (4, 6)}, 1, 0), torch.full((6, 6), float("nan")))
+        fusion.add(lora({K: (4, 6)}, 1, 0), [torch.eye(6), torch.full((6, 6), float("nan"))])
     assert fusion.count == 0
+    assert float(fusion.gram.abs().sum()) == 0
 
 
 @pytest.mark.parametrize(("shapes", "words"), [({}, "none"), ({K: (4, 6), V: (4, 7)}, "6 and 7")])
@@ -274,7 +282,7 @@ def test_a_model_without_one_text_width_is_refused(shapes: dict, words: str) -> 
 
 def test_what_cannot_be_inverted_is_refused_by_the_setting_to_raise() -> None:
     fusion = Fusion({K: (4, 6)})
-    fusion.add(lora({K: (4, 6)}, 1, 0), concept_gram([normal(2, 6, seed=0)], 6))
+    fusion.add(lora({K: (4, 6)}, 1, 0), [normal(2, 6, seed=0)])
     with pytest.raises(ErasureError, match=r"raise ridge \(now 0\)"):
         fusion.solve(RefinementConfig(ridge=0.0))
     fused = fusion.solve(RefinementConfig(ridge=1e-3))

@@ -85,7 +85,7 @@ class Grams:
     def erased(self) -> Tensor:
         """sum e e^T, (d, d)."""
         self._erasing.empty()
-        return _mirrored(self._erased)
+        return mirrored(self._erased)
 
     @property
     def moved(self) -> Tensor:
@@ -102,7 +102,7 @@ class Grams:
     def preserved(self) -> Tensor:
         """sum p p^T, (d, d)."""
         self._keeping.empty()
-        return _mirrored(self._preserved)
+        return mirrored(self._preserved)
 
     def erase(self, e: Tensor, target: Tensor, weight: float = 1.0) -> None:
         """Adds rows e (n, d) that should become target (n, d)."""
@@ -124,11 +124,11 @@ class Grams:
         self.kept_rows += round(rows)
 
     def _add_erased(self, weight: float, e: Tensor, target: Tensor) -> None:
-        _add_gram(self._erased, e, weight)
+        add_gram(self._erased, e, weight)
         self._moved.addmm_(target.sub_(e).T, e, alpha=weight)
 
     def _add_preserved(self, weight: float, p: Tensor) -> None:
-        _add_gram(self._preserved, p, weight)
+        add_gram(self._preserved, p, weight)
 
     def _rows(self, x: Tensor) -> Tensor:
         x = x.reshape(-1, x.shape[-1]).to(self._erased.device)
@@ -172,14 +172,14 @@ class _Waiting:
             self.filled = 0
 
 
-def _add_gram(total: Tensor, a: Tensor, weight: float) -> None:
+def add_gram(total: Tensor, a: Tensor, weight: float) -> None:
     """Adds weight a^T a (d, d) for a (n, d) to the blocks on and below the diagonal of ``total``: 9/16 of the operations."""
     size = -(-total.shape[0] // BLOCKS)
     for i in range(0, total.shape[0], size):
         total[i : i + size, : i + size].addmm_(a[:, i : i + size].T, a[:, : i + size], alpha=weight)
 
 
-def _mirrored(lower: Tensor) -> Tensor:
+def mirrored(lower: Tensor) -> Tensor:
     """The symmetric matrix of a lower triangle; what stands above the diagonal is not read."""
     return lower.tril() + lower.tril(-1).T
 

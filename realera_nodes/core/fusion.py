@@ -13,22 +13,26 @@ quadratic in W*. Its derivative vanishes where, with C = G + P + rho I,
 
     W* = W + W [X (G + rho I) C^-1] + [sum_i B_i (D_i G_i)] C^-1.
 
-The bracket in the middle is one d x d matrix for all projections. Of a LoRA only B_i (out, r) and D_i G_i (r, d) enter, never
-its concept's states: they are kept as they come while they are smaller than their (out, d) product, then added to it.
+The bracket in the middle is one d x d matrix for all projections. Of a LoRA only B_i (out, r) and D_i G_i = sum (D_i e) e^T
+(r, d) enter, never its concept's states: they are kept as they come while they are smaller than their (out, d) product, then
+added to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .adapters import Factors
-from .closed_form import Grams, Transform
+from .closed_form import Grams, Transform, add_gram, mirrored
 from .errors import ErasureError
 from .refinement import RefinementConfig, add_priors, in_batches
+
+#: rows of text states that are multiplied at once
+ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,6 @@ class Fusion:
 
     Attributes:
         count: LoRAs added
-        gram: G, the sum of their concepts' Grams (d, d)
 
     Raises:
         ErasureError: there is no projection, or not all read states of one width.
@@ -80,12 +83,19 @@ class Fusion:
         self.width = widths[0]
         self.shapes = {name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items()}
         self.count = 0
-        self.gram = torch.zeros(self.width, self.width, dtype=torch.float64)
-        self._thin = {name: _Thin() for name in self.shapes}
+        self._gram = torch.zeros(self.width, self.width, dtype=torch.float64)  # on and below the diagonal
+        self._thin = {name: _Thin(*shape) for name, shape in self.shapes.items()}
         self._full: dict[str, Tensor] = {}
 
-    def add(self, factors: Factors, gram: Tensor, source: str = "") -> None:
-        """Adds a LoRA with its concept's Gram (d, d), ``concept_gram``'s. Layers that it lacks it leaves as they are.
+    @property
+    def gram(self) -> Tensor:
+        """G, the sum of e e^T over the states of all concepts' prompts, (d, d) float64."""
+        return mirrored(self._gram)
+
+    def add(self, factors: Factors, states: Iterable[Tensor], source: str = "") -> None:
+        """Adds a LoRA with the text states of its concept's prompts, (..., d) each; all their tokens count.
+
+        Layers that it lacks it leaves as they are.
 
         Args:
             source: what the LoRA is called in messages
@@ -95,31 +105,22 @@ class Fusion:
         """
         who = f'the LoRA "{source}"' if source else f"LoRA {self.count + 1}"
         check_factors(factors, self.shapes, who)
-        if gram.shape != self.gram.shape:
-            raise ErasureError(
-                f"the text states of {who} are {gram.shape[0]} wide, the model's cross-attention {self.width}: "
-                "use its own encoder."
-            )
-        gram = gram.double()
-        if not torch.isfinite(gram).all():
-            raise ErasureError(f"the text states of {who} hold NaN or infinite values: load another text encoder.")
+        rows = [_checked(x, self.width, who) for x in states]
         names = sorted(factors)
         # one product for all layers: a rank-1 LoRA has 32 rows, of which each alone would be a matrix-vector product
-        right = torch.cat([factors[name][0].double() for name in names]) @ gram
-        for name, rows in zip(names, right.split([factors[n][0].shape[0] for n in names]), strict=True):
-            self._thin[name].append(factors[name][1], rows)
-            out, d = self.shapes[name]
-            if self._thin[name].rank * (out + d) >= out * d:
-                self._full[name] = self._product(name)
-                self._thin[name] = _Thin()
-        self.gram += gram
+        down = torch.cat([factors[name][0].double() for name in names])
+        right = torch.zeros_like(down)
+        for (x,) in in_batches(((x,) for x in rows), ROWS):
+            x = x.double()
+            right.addmm_(down @ x.T, x)
+            add_gram(self._gram, x, 1.0)
+        for name, part in zip(names, right.split([factors[n][0].shape[0] for n in names]), strict=True):
+            thin = self._thin[name]
+            thin.append(factors[name][1], part)
+            if thin.rank >= thin.limit:
+                self._full[name] = thin.added_to(self._full.get(name))
+                thin.rank = 0
         self.count += 1
-
-    def _product(self, name: str) -> Tensor:
-        """sum_i B_i (D_i G_i) so far, (out, d) float64."""
-        up, right = self._thin[name].joined()
-        full = self._full.get(name)
-        return up @ right if full is None else full.addmm_(up, right)
 
     def solve(
         self, config: RefinementConfig, general: Tensor | None = None, domain: Tensor | None = None,
@@ -139,54 +140,85 @@ class Fusion:
             raise ErasureError("no LoRA to fuse was given: add at least one.")
         kept = Grams(self.width)
         add_priors(kept, config.fusion_prior, config, general, domain)
-        c = self.gram + kept.preserved
+        gram = self.gram
+        c = gram + kept.preserved
         ridge = config.ridge * float(c.diagonal().mean())
         c.diagonal().add_(ridge)
         lower, condition = _factorised(c, config)
         transform = None
         if refinement is not None:
             start = refinement.change.to(c)
-            transform = Transform(_over(start @ self.gram + ridge * start, lower), condition, config.mu)
+            transform = Transform(_over(start @ gram + ridge * start, lower), condition, config.mu)
         return Fused(transform, self._factors(lower, dtype), condition)
 
     def _factors(self, lower: Tensor, dtype: torch.dtype) -> Factors:
         """S C^-1 of each projection as (down, up): of thin parts by their right sides alone, else by an identity."""
-        names = [n for n in self.shapes if self._thin[n].rank and n not in self._full]
-        parts = {n: self._thin[n].joined() for n in names}
         result: Factors = {}
-        if names:
-            solved = _over(torch.cat([parts[n][1] for n in names]), lower)
-            downs = solved.split([parts[n][1].shape[0] for n in names])
-            result = {n: (down.to(dtype), parts[n][0].to(dtype)) for n, down in zip(names, downs, strict=True)}
+        names = [n for n in self.shapes if self._thin[n].rank and n not in self._full]
+        for group in _groups(names, lambda n: self._thin[n].rank):
+            thin = [self._thin[n] for n in group]
+            downs = _over(torch.cat([t.right for t in thin]), lower).to(dtype).split([t.rank for t in thin])
+            for name, down, t in zip(group, downs, thin, strict=True):
+                result[name] = (down.clone(), t.left.T.to(dtype).clone(memory_format=torch.contiguous_format))
         for name, full in self._full.items():
             out, d = self.shapes[name]
-            total = full if not self._thin[name].rank else full + self._thin[name].product()
+            total = full if not self._thin[name].rank else self._thin[name].added_to(full.clone())
             delta = _over(total, lower).to(dtype)
             result[name] = (delta, torch.eye(out, dtype=dtype)) if out <= d else (torch.eye(d, dtype=dtype), delta)
         return result
 
 
 class _Thin:
-    """Left and right factors of a sum of products, one beside the other."""
+    """A sum of products left^T right, kept as rows of both until the product itself is smaller.
 
-    def __init__(self) -> None:
-        self.left: list[Tensor] = []
-        self.right: list[Tensor] = []
-        self.rank = 0
+    Both sides have room for as many again, up to ``limit``: a small tensor for every LoRA, made between large ones that come
+    and go, would leave their places in memory too small for the next ones.
+    """
+
+    def __init__(self, out: int, d: int):
+        self.rank, self.limit = 0, -(-out * d // (out + d))
+        self._left, self._right = torch.empty(0, out), torch.empty(0, d, dtype=torch.float64)
+
+    @property
+    def left(self) -> Tensor:
+        """(rank, out), in the LoRAs' widest type."""
+        return self._left[: self.rank]
+
+    @property
+    def right(self) -> Tensor:
+        """(rank, d) float64."""
+        return self._right[: self.rank]
 
     def append(self, left: Tensor, right: Tensor) -> None:
-        # own copies: a slice would keep the whole product alive, and the caller may go on training
-        self.left.append(left.detach().clone())
-        self.right.append(right.clone())
-        self.rank += right.shape[0]
+        """Adds left (out, r) @ right (r, d); copies are kept, as the caller may go on training."""
+        end = self.rank + right.shape[0]
+        dtype = torch.promote_types(self._left.dtype, left.dtype)
+        if end > len(self._right) or dtype != self._left.dtype:
+            room = max(end, min(2 * len(self._right), self.limit))
+            old = self.left, self.right
+            self._left = torch.empty(room, left.shape[0], dtype=dtype)
+            self._right = torch.empty(room, right.shape[1], dtype=torch.float64)
+            self._left[: self.rank], self._right[: self.rank] = old
+        self._left[self.rank : end] = left.detach().T
+        self._right[self.rank : end] = right
+        self.rank = end
 
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """(out, r), (r, d), float64."""
-        return torch.cat([x.double() for x in self.left], 1), torch.cat(self.right)
+    def added_to(self, full: Tensor | None) -> Tensor:
+        """The sum, (out, d) float64, added in place to ``full`` if there is one."""
+        left = self.left.double().T
+        return left @ self.right if full is None else full.addmm_(left, self.right)
 
-    def product(self) -> Tensor:
-        left, right = self.joined()
-        return left @ right
+
+def _groups(names: Sequence[str], rank: Callable[[str], int], rows: int = 512) -> Iterator[list[str]]:
+    """Names joined until they have ``rows`` rows: fewer make slow solves, all at once would be as large as the LoRAs together."""
+    group: list[str] = []
+    for name in names:
+        group.append(name)
+        if sum(map(rank, group)) >= rows:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _factorised(c: Tensor, config: RefinementConfig) -> tuple[Tensor, float]:
@@ -208,12 +240,16 @@ def _over(rows: Tensor, lower: Tensor) -> Tensor:
     return torch.cholesky_solve(rows.T, lower).T.contiguous()
 
 
-def concept_gram(states: Iterable[Tensor], width: int) -> Tensor:
-    """G_i: sum of e e^T over the text states (..., d) of a concept's prompts, (d, d) float64; all their tokens count."""
-    grams = Grams(width)
-    for (rows,) in in_batches((x.flatten(0, -2),) for x in states):
-        grams.preserve(rows)
-    return grams.preserved
+def _checked(states: Tensor, width: int, who: str) -> Tensor:
+    """States (..., d) as rows (n, d)."""
+    rows = states.reshape(-1, states.shape[-1])
+    if rows.shape[1] != width:
+        raise ErasureError(
+            f"the text states of {who} are {rows.shape[1]} wide, the model's cross-attention {width}: use its own encoder."
+        )
+    if not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
+        raise ErasureError(f"the text states of {who} hold NaN or infinite values: load another text encoder.")
+    return rows
 
 
 def check_factors(factors: Factors, shapes: Mapping[str, Sequence[int]], who: str = "the LoRA") -> None:
