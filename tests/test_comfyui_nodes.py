@@ -139,9 +139,9 @@ def test_one_node_erases_and_the_report_shows_it(comfy, info, base_hash) -> None
 def small(graph: dict[str, dict]) -> dict[str, dict]:
     """An example workflow with as little work in it as it goes."""
     less = {"candidates": 4, "words": 1, "vocabulary": 64, "prior": 0.0, "steps": 2, "trajectories": 1, "trajectory_steps": 2,
-            "pictures": 1, "sampling_steps": 2, "preview_every": 0}  # fmt: skip
+            "pictures": 1, "sampling_steps": 2, "preview_every": 0, "images": 1, "image_steps": 2, "contexts": 2}  # fmt: skip
     for part in graph.values():
-        part["inputs"] |= {k: v for k, v in less.items() if k in part["inputs"]}
+        part["inputs"] |= {k: v for k, v in less.items() if not isinstance(part["inputs"].get(k, []), list)}
     return graph
 
 

@@ -51,7 +51,7 @@ def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
 
 def test_each_api_example_is_drawn_and_pictured() -> None:
     names = [p.stem for p in sorted((EXAMPLES / "api").glob("*.json"))]
-    assert len(names) == 5
+    assert len(names) == 6
     assert [p.stem for p in DRAWN] == names
     assert [p.stem for p in sorted(EXAMPLES.glob("*.jpg"))] == names
     for path in EXAMPLES.glob("*.jpg"):
