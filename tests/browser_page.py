@@ -15,6 +15,9 @@ import httpx
 import pytest
 from PIL import Image
 
+#: another frontend than the server's own, and the server's options for it
+FRONTEND = os.environ.get("COMFYUI_FRONTEND")
+OPTIONS = ("--front-end-root", FRONTEND) if FRONTEND else ()
 #: the pack's files in the page
 OURS = "/extensions/realera-nodes/"
 READY = "window.app?.extensionManager && window.app.graph && window.app.canvas && window.app.vueAppReady"

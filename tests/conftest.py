@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,11 @@ def require_comfyui() -> tuple[Path, Path]:
 
 
 @contextmanager
-def served(base: Path, environment: Mapping[str, str] | None = None) -> Iterator[ComfyServer]:
-    """A ComfyUI server on a free port with its own base directory, the embedded checkpoint in it, stopped at the end."""
+def served(base: Path, environment: Mapping[str, str] | None = None, options: Sequence[str] = ()) -> Iterator[ComfyServer]:
+    """A ComfyUI server on a free port with its own base directory, the embedded checkpoint in it, stopped at the end.
+
+    ``options``: more of its command line's.
+    """
     root, python = require_comfyui()
     for folder in ("models/checkpoints", "custom_nodes", "input", "output", "user"):  # expected under another base directory
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def served(base: Path, environment: Mapping[str, str] | None = None) -> Iterator
         port = s.getsockname()[1]
     log = base / "server.log"
     command = [str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
-               "--database-url", f"sqlite:///{base / 'comfyui.db'}"]  # fmt: skip
+               "--database-url", f"sqlite:///{base / 'comfyui.db'}", *options]  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(
             command, cwd=root, stdout=out, stderr=subprocess.STDOUT, env=os.environ | dict(environment or {})

@@ -23,7 +23,7 @@ import platformdirs
 import pytest
 
 import realera_nodes
-from tests.browser_page import CONTRAST, PANEL, ComfyPage, opened, save_picture
+from tests.browser_page import CONTRAST, FRONTEND, OPTIONS, PANEL, ComfyPage, opened, save_picture
 from tests.conftest import ComfyServer, require_comfyui, served
 
 pytestmark = pytest.mark.browser
@@ -31,7 +31,6 @@ pytestmark = pytest.mark.browser
 PACK = Path(realera_nodes.__file__).parents[1]
 EXAMPLE = PACK / "example_workflows" / "1_erase_object.json"
 SCREENSHOTS = os.environ.get("REALERA_SCREENSHOTS") == "1"
-FRONTEND = os.environ.get("COMFYUI_FRONTEND")
 STEPS = 200 if SCREENSHOTS else 12
 KINDS = ("RealEra_MineNeighbors", "RealEra_ClosedForm", "RealEra_TrainLora", "RealEra_Report")
 MINE, EDIT, TRAIN, REPORT = KINDS
@@ -72,7 +71,7 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     environment = {"PYTHONPATH": str(base / "packages")}
     if not SCREENSHOTS:  # which take the text states that the user's cache may have
         environment["XDG_CACHE_HOME"] = str(base / "cache")
-    with served(base, environment) as server:
+    with served(base, environment, OPTIONS) as server:
         if FRONTEND:
             assert httpx.get(server.url, timeout=30).text == (Path(FRONTEND) / "index.html").read_text()
         yield server

@@ -11,7 +11,7 @@ import platformdirs
 import pytest
 
 import realera_nodes
-from tests.browser_page import ComfyPage, opened, require_browser
+from tests.browser_page import OPTIONS, ComfyPage, opened, require_browser
 from tests.conftest import require_comfyui, served
 from tests.ui_graphs import structure
 
@@ -45,7 +45,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyPage]:
     shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
     (base / "models" / "loras").mkdir(parents=True)
     (base / "models" / "loras" / LORA).touch()
-    with served(base, {"PYTHONPATH": str(base / "packages")}) as server, opened(server.url) as page:
+    with served(base, {"PYTHONPATH": str(base / "packages")}, OPTIONS) as server, opened(server.url) as page:
         page.open()
         yield page
 
