@@ -29,8 +29,7 @@ LOOK = """async () => ({
     dialogs: [...document.querySelectorAll(".p-dialog")].map((d) => d.textContent),
 })"""
 #: the template browser's cards have their pictures, of which the page keeps copies under addresses of its own
-THUMBNAILS = """(wanted) => [...document.querySelectorAll(".template-card img")]
-    .filter((i) => i.naturalWidth === 512).length === wanted"""
+THUMBNAILS = "(wanted) => [...document.images].filter((i) => i.naturalWidth === 512).length === wanted"
 #: what the second example saves and the third one loads
 LORA = "person_00001_.safetensors"
 
