@@ -157,7 +157,7 @@ def test_the_whole_flow_to_a_lora_that_diffusers_loads(chromium: Any, studio: Se
         page.get_by_role("option", name=name).click()
         page.click("#copy")
         page.wait_for_selector("#copied p")
-        copied = Path(page.inner_text("#copied").removeprefix("Copied to ").strip())
+        copied = Path(page.inner_text("#copied p").removeprefix("Copied to ").strip())
         assert copied.parent == studio.out.parent / "loras"
         page.get_by_role("tab", name="History").click()
         link = page.locator("#history a").first
