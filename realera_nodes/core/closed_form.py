@@ -23,8 +23,8 @@ from .errors import ErasureError
 
 #: rows of a product: few enough to stay in the processor's cache
 CHUNK = 1024
-#: a Gram is symmetric: of its blocks in so many rows and columns, only those on and below the diagonal are summed
-BLOCKS = 8
+#: a Gram is symmetric: of its blocks of so many rows and columns, only those on and below the diagonal are summed
+BLOCK = 192
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,21 @@ class _Waiting:
             self.filled = 0
 
 
-def add_gram(total: Tensor, a: Tensor, weight: float) -> None:
-    """Adds weight a^T a (d, d) for a (n, d) to the blocks on and below the diagonal of ``total``: 9/16 of the operations."""
-    size = -(-total.shape[0] // BLOCKS)
-    for i in range(0, total.shape[0], size):
-        total[i : i + size, : i + size].addmm_(a[:, i : i + size].T, a[:, : i + size], alpha=weight)
+def add_gram(total: Tensor, a: Tensor, weight: float = 1.0, more: Tensor | None = None) -> None:
+    """Adds weight a^T a (d, d) for a (n, d) to the blocks on and below the diagonal of ``total``.
+
+    That is 5/8 of the operations for d = 768. With ``more`` (m, d), a is (n, d + m), and ``more`` gets what its last m columns
+    make with the first d, in one product with the last block: alone they would make a thin, slow one.
+    """
+    d = total.shape[0]
+    for start in range(0, d, BLOCK):
+        end = min(start + BLOCK, d)
+        if end < d or more is None:
+            total[start:end, :end].addmm_(a[:, start:end].T, a[:, :end], alpha=weight)
+        else:
+            last, rest = (a[:, start:].T @ a[:, :d]).split([d - start, len(more)])
+            total[start:].add_(last, alpha=weight)
+            more.add_(rest, alpha=weight)
 
 
 def mirrored(lower: Tensor) -> Tensor:

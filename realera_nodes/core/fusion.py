@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ from torch import Tensor
 from .adapters import Factors
 from .closed_form import Grams, Transform, add_gram, mirrored
 from .errors import ErasureError
-from .refinement import RefinementConfig, add_priors, in_batches
+from .refinement import RefinementConfig, add_priors
 
+T = TypeVar("T")
 #: rows of text states that are multiplied at once
 ROWS = 4096
 
@@ -110,10 +112,13 @@ class Fusion:
         # one product for all layers: a rank-1 LoRA has 32 rows, of which each alone would be a matrix-vector product
         down = torch.cat([factors[name][0].double() for name in names])
         right = torch.zeros_like(down)
-        for (x,) in in_batches(((x,) for x in rows), ROWS):
-            x = x.double()
-            right.addmm_(down @ x.T, x)
-            add_gram(self._gram, x, 1.0)
+        for group in _groups(rows, len, ROWS):
+            x = torch.empty(sum(map(len, group)), self.width + len(down), dtype=torch.float64)
+            e = x[:, : self.width]
+            for part, there in zip(group, e.split([len(part) for part in group]), strict=True):
+                there.copy_(part)
+            x[:, self.width :] = (down @ e.T).T
+            add_gram(self._gram, x, more=right)
         for name, part in zip(names, right.split([factors[n][0].shape[0] for n in names]), strict=True):
             thin = self._thin[name]
             thin.append(factors[name][1], part)
@@ -155,7 +160,7 @@ class Fusion:
         """S C^-1 of each projection as (down, up): of thin parts by their right sides alone, else by an identity."""
         result: Factors = {}
         names = [n for n in self.shapes if self._thin[n].rank and n not in self._full]
-        for group in _groups(names, lambda n: self._thin[n].rank):
+        for group in _groups(names, lambda n: self._thin[n].rank, 512):
             thin = [self._thin[n] for n in group]
             downs = _over(torch.cat([t.right for t in thin]), lower).to(dtype).split([t.rank for t in thin])
             for name, down, t in zip(group, downs, thin, strict=True):
@@ -209,12 +214,12 @@ class _Thin:
         return left @ self.right if full is None else full.addmm_(left, self.right)
 
 
-def _groups(names: Sequence[str], rank: Callable[[str], int], rows: int = 512) -> Iterator[list[str]]:
-    """Names joined until they have ``rows`` rows: fewer make slow solves, all at once would be as large as the LoRAs together."""
-    group: list[str] = []
-    for name in names:
-        group.append(name)
-        if sum(map(rank, group)) >= rows:
+def _groups(items: Sequence[T], size: Callable[[T], int], rows: int) -> Iterator[list[T]]:
+    """Items joined until they have ``rows`` rows: fewer make slow products, and all at once would take their memory."""
+    group: list[T] = []
+    for item in items:
+        group.append(item)
+        if sum(map(size, group)) >= rows:
             yield group
             group = []
     if group:
