@@ -32,21 +32,22 @@ PROMPTS = (
 #: the paper's settings for persons; a style among them trains without a mask
 CONFIG = MassConfig(refinement=RefinementConfig.for_kind("person"), suppression=SuppressionConfig(guidance=5.0))
 SEEDS = (0, 1)
-SAMPLERS = {"DDIM, 20 steps": (20, 5.0), "LCM's scheduler, 8 steps": (8, 2.0)}
+#: name -> (steps, guidance)
+SAMPLERS = {"DDIM": (20, 5.0), "LCM": (8, 2.0)}
 
 
 def pictures(pipe: Any, classifier: Any) -> dict[str, Tensor]:
     """Of each sampler, (prompts x seeds, 3, 64, 64)."""
     ours, result = pipe.scheduler, {}
     for name, (steps, guidance) in SAMPLERS.items():
-        if name.startswith("LCM"):
+        if name == "LCM":
             pipe.scheduler = LCMScheduler.from_config(ours.config)
         result[name] = sample(pipe, [p for p in PROMPTS for _ in SEEDS], [*SEEDS] * len(PROMPTS), steps, guidance)
         pipe.scheduler = ours
         concepts, styles, _ = judge(classifier, result[name])
         for i, prompt in enumerate(PROMPTS):
             own = range(i * len(SEEDS), (i + 1) * len(SEEDS))
-            print(f"{name:26} {prompt:46} {', '.join(f'{concepts[k]}/{styles[k]}' for k in own)}", flush=True)
+            print(f"{name:6} {prompt:46} {', '.join(f'{concepts[k]}/{styles[k]}' for k in own)}", flush=True)
     return result
 
 
@@ -64,7 +65,7 @@ def main() -> None:
         after = pictures(backend.pipe, classifier)
     n = len(SEEDS)
     rows = [
-        (prompt.removeprefix("a photo of "), f"{when}, {name.split(',')[0].split()[0]}", shown[name][i * n : (i + 1) * n])
+        (prompt.removeprefix("a photo of "), f"{when}, {name}", shown[name][i * n : (i + 1) * n])
         for when, name, shown in ((w, s, x) for s in SAMPLERS for w, x in (("before", before), ("after", after)))
         for i, prompt in enumerate(PROMPTS)
     ]
