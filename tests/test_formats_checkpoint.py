@@ -204,6 +204,20 @@ def test_unusable_folders(tmp_path: Path, how: str, message: str) -> None:
         open_checkpoint(path)
 
 
+def test_the_running_average_of_a_training_checkpoint_is_edited_too(single: Path, tmp_path: Path) -> None:
+    """Some programs load "model_ema" weights, which would bring the concept back."""
+    state = load_file(single)
+    averages = {f"model_ema.{k.removeprefix('model.').replace('.', '')}": 3 * w for k, w in state.items() if "diffusion" in k}
+    name = "model_ema.diffusion_modelmiddle_block1transformer_blocks0attn2to_kweight"
+    assert name in averages
+    save_file(state | averages | {"model_ema.decay": torch.tensor(0.5)}, single, {"format": "pt"})
+    write_edited(open_checkpoint(single), tmp_path / "out.safetensors", {K: lambda w: 2 * w}, {})
+    new = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(new[name], 2 * averages[name])
+    rest = set(averages) - {name} | {"model_ema.decay"}
+    assert all(torch.equal(new[k], load_file(single)[k]) for k in rest)
+
+
 def test_an_edit_for_another_model(single: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(single)
     other = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -169,7 +169,8 @@ def write_edited(
 ) -> None:
     """The checkpoint with changed weights, in the same form (file or folder); the source is not touched.
 
-    Of a folder everything is copied except hidden files, single-file checkpoints at its top and UNet weights in other
+    The running averages (model_ema) that training checkpoints hold beside their weights are changed alike: some programs load
+    these. Of a folder everything is copied except hidden files, single-file checkpoints at its top and UNet weights in other
     formats than safetensors: these would carry the unedited model along.
 
     Args:
@@ -186,6 +187,8 @@ def write_edited(
     changes = {checkpoint._key(name): change for name, change in new_weights.items()}
     target = Path(target)
     if not checkpoint.is_folder:
+        averages = {_average_of(key): change for key, change in changes.items()}
+        changes |= {key: change for key, change in averages.items() if key in checkpoint.files[0].entries}
         rewrite(checkpoint.path, target, changes, metadata, overwrite, progress)
         return
     source, place = checkpoint.path.resolve(), target.resolve()
@@ -214,6 +217,11 @@ def write_edited(
                 tick(before + part - done)
 
             rewrite(path, out, edited[path], metadata, progress=of_file)
+
+
+def _average_of(key: str) -> str:
+    """The name under which a single file in LDM's layout keeps the running average of a weight."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def _files_to_copy(checkpoint: Checkpoint) -> Iterator[Path]:
