@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import io
-import shutil
 import tempfile
 from contextlib import ExitStack
 from functools import cache
@@ -13,15 +12,12 @@ from typing import Any
 
 import httpx
 import numpy as np
-import platformdirs
 from PIL import Image
 
-import realera_nodes
 from realera_nodes.demo import expand
-from tests.conftest import ComfyServer, served
+from tests.conftest import PACK, ComfyServer, served, with_pack
 from tests.http_graphs import fetch, queue, wait
 
-PACK = Path(realera_nodes.__file__).parents[1]
 #: the tests' own nodes and routes: the hash of a model's unpatched weights, a model that fails after some calls, progress, memory
 PROBE = PACK / "tests" / "data" / "probe_nodes.py.txt"
 
@@ -34,12 +30,9 @@ def server() -> ComfyServer:
     """A server with the pack linked into custom_nodes, the tests' own nodes and the embedded checkpoint."""
     base = Path(_open.enter_context(tempfile.TemporaryDirectory(prefix="comfyui-nodes-")))
     (base / "custom_nodes" / "tests-probe").mkdir(parents=True)
-    (base / "custom_nodes" / "realera-nodes").symlink_to(PACK)
     (base / "custom_nodes" / "tests-probe" / "__init__.py").write_text(PROBE.read_text())
-    # what ComfyUI-Manager would install from requirements.txt and ComfyUI itself does not need
-    shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
     (base / "models" / "loras").mkdir(parents=True)
-    environment = {"PYTHONPATH": str(base / "packages"), "XDG_CACHE_HOME": str(base / "cache")}
+    environment = with_pack(base) | {"XDG_CACHE_HOME": str(base / "cache")}
     return _open.enter_context(served(base, environment))
 
 

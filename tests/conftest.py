@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -12,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 
+import realera_nodes
 from realera_nodes.demo import expand
+
+PACK = Path(realera_nodes.__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +57,19 @@ def require_comfyui() -> tuple[Path, Path]:
     if found is None:
         pytest.skip("NO COMFYUI: set COMFYUI_PATH (and COMFYUI_PYTHON), or keep one at ~/ComfyUI, to run the server tests")
     return found
+
+
+def host_packages(base: Path) -> dict[str, str]:
+    """The environment of a ComfyUI with what its manager would install from requirements.txt and it does not need itself."""
+    shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
+    return {"PYTHONPATH": str(base / "packages")}
+
+
+def with_pack(base: Path) -> dict[str, str]:
+    """Links the pack into a server's base directory; the environment that it needs."""
+    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    (base / "custom_nodes" / "realera-nodes").symlink_to(PACK)
+    return host_packages(base)
 
 
 @contextmanager

@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import platformdirs
 import pytest
 
-import realera_nodes
 from tests.browser_page import CONTRAST, FRONTEND, OPTIONS, PANEL, ComfyPage, opened, save_picture
-from tests.conftest import ComfyServer, require_comfyui, served
+from tests.conftest import PACK, ComfyServer, require_comfyui, served, with_pack
 
 pytestmark = pytest.mark.browser
 
-PACK = Path(realera_nodes.__file__).parents[1]
 EXAMPLE = PACK / "example_workflows" / "1_erase_object.json"
 SCREENSHOTS = os.environ.get("REALERA_SCREENSHOTS") == "1"
 STEPS = 200 if SCREENSHOTS else 12
@@ -65,10 +61,7 @@ class Run:
 def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     require_comfyui()
     base = tmp_path_factory.mktemp("comfyui-browser")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "realera-nodes").symlink_to(PACK)
-    shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
-    environment = {"PYTHONPATH": str(base / "packages")}
+    environment = with_pack(base)
     if not SCREENSHOTS:  # which take the text states that the user's cache may have
         environment["XDG_CACHE_HOME"] = str(base / "cache")
     with served(base, environment, OPTIONS) as server:

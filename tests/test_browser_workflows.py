@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
-import platformdirs
 import pytest
 
-import realera_nodes
 from tests.browser_page import OPTIONS, ComfyPage, opened, require_browser
-from tests.conftest import require_comfyui, served
+from tests.conftest import PACK, require_comfyui, served, with_pack
 from tests.ui_graphs import structure
 
 pytestmark = pytest.mark.browser
 
-PACK = Path(realera_nodes.__file__).parents[1]
 EXAMPLES = PACK / "example_workflows"
 #: what the page makes of a loaded graph: types that it does not know, the prompt it would send, nodes as it would draw them
 LOOK = """async () => ({
@@ -39,12 +34,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyPage]:
     require_comfyui()
     require_browser()
     base = tmp_path_factory.mktemp("comfyui-workflows")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "realera-nodes").symlink_to(PACK)
-    shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
     (base / "models" / "loras").mkdir(parents=True)
     (base / "models" / "loras" / LORA).touch()
-    with served(base, {"PYTHONPATH": str(base / "packages")}, OPTIONS) as server, opened(server.url) as page:
+    with served(base, with_pack(base), OPTIONS) as server, opened(server.url) as page:
         page.open()
         yield page
 

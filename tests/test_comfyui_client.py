@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
 import pytest
 from PIL import Image
 
-import realera_nodes
 from realera_nodes.formats.metadata import inspect_file
-from tests.conftest import ComfyServer, require_comfyui, served
+from tests.conftest import PACK, ComfyServer, require_comfyui, served, with_pack
 
 pytestmark = pytest.mark.comfyui
 
-PACK = Path(realera_nodes.__file__).parents[1]
 CLIENT = PACK / "example_workflows" / "client.py"
 #: the example with as little work in it as it goes
 LESS = {"candidates": 4, "words": 1, "vocabulary": 64, "prior": 0.0, "steps": 3, "preview_every": 1}
@@ -30,10 +26,7 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     require_comfyui()
     pytest.importorskip("websockets", reason="NO WEBSOCKETS: pip install websockets, to run the example client")
     base = tmp_path_factory.mktemp("comfyui-client")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "realera-nodes").symlink_to(PACK)
-    shutil.copytree(Path(platformdirs.__file__).parent, base / "packages" / "platformdirs")
-    with served(base, {"PYTHONPATH": str(base / "packages"), "XDG_CACHE_HOME": str(base / "cache")}) as server:
+    with served(base, with_pack(base) | {"XDG_CACHE_HOME": str(base / "cache")}) as server:
         yield server
 
 

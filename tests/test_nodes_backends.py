@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
-import platformdirs
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from realera_nodes.formats.metadata import ErasureMetadata
 from realera_nodes.formats.stream import SafetensorsFile
-from tests.conftest import require_comfyui
+from tests.conftest import host_packages, require_comfyui
 from tests.nodes_measure import SIDE, measure
 from tests.tiny import KINDS, PREDICTIONS, tiny_backend, tiny_files
 
@@ -30,11 +28,10 @@ def answers(request, tmp_path_factory) -> tuple[dict[str, torch.Tensor], dict[st
     """(diffusers' numbers, ComfyUI's, what else ComfyUI's backend said)."""
     root, python = require_comfyui()
     folder: Path = tmp_path_factory.mktemp(f"measure-{request.param}")
-    shutil.copytree(Path(platformdirs.__file__).parent, folder / "packages" / "platformdirs")
     script, out = Path(__file__).with_name("nodes_measure.py"), folder / "answers.safetensors"
     command = [str(python), "-O", str(script), str(root), request.param, PREDICTIONS[request.param],
                str(tiny_files(request.param)[1]), str(out)]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(folder / "packages"), "XDG_CACHE_HOME": str(folder)}
+    environment = os.environ | host_packages(folder) | {"XDG_CACHE_HOME": str(folder)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     backend = tiny_backend(request.param)

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from realera_nodes.core.timesteps import draw, focal_density, uniform_density
+from tools.figures import finish
 
 DRAWS = 100_000
 
@@ -30,10 +31,7 @@ def main() -> None:
     axes.plot(focal_density(gamma=0.5), color="#08519c", linestyle=":", label="the same, gamma = 0.5")
     axes.plot(uniform_density(), color="#636363", linestyle="--", label="uniform")
     axes.set(xlabel="timestep t", ylabel="probability", xlim=(0, 1000), ylim=(0, None))
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=110)
+    finish(figure, [axes], args.out)
 
 
 if __name__ == "__main__":

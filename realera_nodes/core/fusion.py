@@ -20,19 +20,17 @@ added to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .adapters import Factors
-from .closed_form import Grams, Transform, add_gram, mirrored
+from .closed_form import Grams, Transform, add_gram, all_finite, mirrored
 from .errors import ErasureError
-from .refinement import RefinementConfig, add_priors
+from .refinement import RefinementConfig, add_priors, grouped
 
-T = TypeVar("T")
 #: rows of text states that are multiplied at once
 ROWS = 4096
 
@@ -112,7 +110,7 @@ class Fusion:
         # one product for all layers: a rank-1 LoRA has 32 rows, of which each alone would be a matrix-vector product
         down = torch.cat([factors[name][0].double() for name in names])
         right = torch.zeros_like(down)
-        for group in _groups(rows, len, ROWS):
+        for group in grouped(rows, len, ROWS):
             x = torch.empty(sum(map(len, group)), self.width + len(down), dtype=torch.float64)
             e = x[:, : self.width]
             for part, there in zip(group, e.split([len(part) for part in group]), strict=True):
@@ -160,7 +158,7 @@ class Fusion:
         """S C^-1 of each projection as (down, up): of thin parts by their right sides alone, else by an identity."""
         result: Factors = {}
         names = [n for n in self.shapes if self._thin[n].rank and n not in self._full]
-        for group in _groups(names, lambda n: self._thin[n].rank, 512):
+        for group in grouped(names, lambda n: self._thin[n].rank, 512):
             thin = [self._thin[n] for n in group]
             downs = _over(torch.cat([t.right for t in thin]), lower).to(dtype).split([t.rank for t in thin])
             for name, down, t in zip(group, downs, thin, strict=True):
@@ -214,18 +212,6 @@ class _Thin:
         return left @ self.right if full is None else full.addmm_(left, self.right)
 
 
-def _groups(items: Sequence[T], size: Callable[[T], int], rows: int) -> Iterator[list[T]]:
-    """Items joined until they have ``rows`` rows: fewer make slow products, and all at once would take their memory."""
-    group: list[T] = []
-    for item in items:
-        group.append(item)
-        if sum(map(size, group)) >= rows:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 def _factorised(c: Tensor, config: RefinementConfig) -> tuple[Tensor, float]:
     """C's Cholesky factor and its condition number in the 1-norm, which is at least the 2-norm's and quicker to have."""
     lower, failed = torch.linalg.cholesky_ex(c)
@@ -252,7 +238,7 @@ def _checked(states: Tensor, width: int, who: str) -> Tensor:
         raise ErasureError(
             f"the text states of {who} are {rows.shape[1]} wide, the model's cross-attention {width}: use its own encoder."
         )
-    if not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
+    if not all_finite(rows):
         raise ErasureError(f"the text states of {who} hold NaN or infinite values: load another text encoder.")
     return rows
 

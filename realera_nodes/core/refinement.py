@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from .errors import ErasureError
 from .spans import ErasurePair, TextStates, make_pair
 from .templates import CONTEXTS, contexts_of
 
+T = TypeVar("T")
 #: rows of the prior that the paper's lambda_1 is taken to weigh: 30,000 captions of 77 tokens
 CAPTION_ROWS = 30_000 * 77.0
 
@@ -179,17 +180,23 @@ def add_priors(
         grams.add_prior(config.mu * torch.eye(grams.width, dtype=torch.float64), 0)
 
 
+def grouped(items: Iterable[T], size: Callable[[T], int], rows: int) -> Iterator[list[T]]:
+    """Items joined until they have ``rows`` rows: fewer make slow products, and all at once would take their memory."""
+    group: list[T] = []
+    count = 0
+    for item in items:
+        group.append(item)
+        count += size(item)
+        if count >= rows:
+            yield group
+            group, count = [], 0
+    if group:
+        yield group
+
+
 def in_batches(groups: Iterable[tuple[Tensor, ...]], rows: int = 2048) -> Iterator[tuple[Tensor, ...]]:
     """Groups of tensors (n, d) joined until each has ``rows`` rows or more: a prompt's 77 alone make slow products."""
-    waiting: list[tuple[Tensor, ...]] = []
-    count = 0
-    for group in groups:
-        waiting.append(group)
-        count += len(group[0])
-        if count >= rows:
-            yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
-            waiting, count = [], 0
-    if waiting:
+    for waiting in grouped(groups, lambda group: len(group[0]), rows):
         yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
 
 

@@ -187,8 +187,8 @@ def write_edited(
     changes = {checkpoint._key(name): change for name, change in new_weights.items()}
     target = Path(target)
     if not checkpoint.is_folder:
-        averages = {_average_of(key): change for key, change in changes.items()}
-        changes |= {key: change for key, change in averages.items() if key in checkpoint.files[0].entries}
+        there = checkpoint.files[0].entries
+        changes |= {_average_of(key): change for key, change in changes.items() if _average_of(key) in there}
         rewrite(checkpoint.path, target, changes, metadata, overwrite, progress)
         return
     source, place = checkpoint.path.resolve(), target.resolve()

@@ -11,6 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from tools.figures import finish
+
 
 def column(path: Path, name: str) -> list[float]:
     with path.open() as f:
@@ -30,11 +32,7 @@ def main() -> None:
     for name, label in (("loss", "all t"), ("loss_low_t", "t < 250"), ("loss_high_t", "t > 600")):
         right.plot([s / 60 for s in column(unet, "seconds")], column(unet, name), label=label)
     right.set(title="UNet", xlabel="minutes", ylabel="noise error", yscale="log")
-    for axes in (left, right):
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.3)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=110)
+    finish(figure, [left, right], args.out)
 
 
 if __name__ == "__main__":
