@@ -15,10 +15,14 @@ from .core.alignment import AlignmentConfig, Trajectories, align_noise
 from .core.closed_form import ClosedFormConfig, Grams, LowRank, Transform, solve
 from .core.concepts import Concept, check_together
 from .core.neighbors import NeighborConfig, NeighborSamples, sample_neighbors
+from .core.prior import mean_gram
 from .core.spans import ErasurePair, make_pair
 from .core.training import TrainState
 from .mining import Mined, Progress, mine_words, prior_gram, silent
 from .outcome import Outcome
+
+#: words that the noise alignment keeps, at most: their states are held in memory
+KEPT = 256
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,14 @@ def build_grams(
     if config.neighbors_on:
         for pair, weight in mined.near:
             grams.erase(*pair.rows, weight=weight)
-    if config.beyond_on:
-        for prompt in mined.far:
-            grams.preserve(backend.encode([prompt]).states[0, 1:])
+    own = 1.0
+    if config.beyond_on and mined.far and config.closed_form.beyond:
+        rows = config.closed_form.beyond * grams.rows
+        grams.add_prior(mean_gram(backend.rows, mined.far, backend.context_width) * rows, rows)
+        # what the user asks to keep weighs no less than what was mined
+        own = max(1.0, rows / (len(mined.far) * (pairs[0].text.states.shape[1] - 1)))
     for prompt, weight in kept_prompts(concepts):
-        grams.preserve(backend.encode([prompt]).states[0, 1:], weight)
+        grams.preserve(backend.encode([prompt]).states[0, 1:], own * weight)
     if prior is not None and config.closed_form.prior:
         grams.add_prior(prior * config.closed_form.prior * grams.rows, config.closed_form.prior * grams.rows)
     return grams
@@ -221,7 +228,8 @@ def align(
 ) -> tuple[Factors, TrainState]:  # fmt: skip
     """The noise alignment (Eq. 8-9): the backend's model is the teacher, with ``deltas`` it is where the student starts."""
     pairs = [pair for group in by_concept for pair in group]
-    kept = [*(prompt for prompt, _ in kept_prompts(concepts)), *(mined.far if config.beyond_on else [])]
+    far = mined.far[:: -(-len(mined.far) // KEPT)] if config.beyond_on and mined.far else []
+    kept = [*(prompt for prompt, _ in kept_prompts(concepts)), *far]
     near = [pair for pair, _ in mined.near] if config.neighbors_on else []
     a = config.alignment
     a = replace(a, neighbors=a.neighbors and config.neighbors_on, beyond=a.beyond and config.beyond_on)

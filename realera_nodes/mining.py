@@ -16,7 +16,7 @@ from .core.errors import ErasureError
 from .core.neighbors import NeighborConfig
 from .core.prior import captions, mean_gram
 from .core.spans import ErasurePair, TextStates, make_pair
-from .core.words import NamedWord, named_words, response_similarity
+from .core.words import NamedWord, ask_words, named_words, response_similarity
 
 #: called with (stage, done, total); may raise to cancel
 Progress = Callable[[str, int, int], None]
@@ -33,7 +33,7 @@ class Mined:
     Attributes:
         named: all words that were judged, by concept, nearest first
         near: pairs (word -> anchor) with their weight in the closed form
-        far: prompts of words that are near in text space but draw something else: to be kept
+        far: prompts of words that draw something else: to be kept
     """
 
     named: dict[str, list[NamedWord]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def mine_words(
     backend: Any, concept: Concept, concepts: Sequence[Concept], run: Trajectories,
     config: NeighborConfig, progress: Progress, extra: Sequence[str] = (),
 ) -> Mined:  # fmt: skip
-    """Named neighbors of a concept: the nearest words in text space, then judged by the model's response to them."""
+    """Named neighbors of a concept: words of the vocabulary (``ask_words`` says which), judged by the model's response."""
     progress("vocabulary", 0, 1)
     words, states = vocabulary(backend, config.vocabulary)
     new = [w for w in dict.fromkeys(extra) if w not in words]
@@ -77,22 +77,28 @@ def mine_words(
     centre = backend.end_states([concept.phrase])[0]
     taken = [p for c in concepts for p in (*c.phrases, c.anchor, *(k.phrase for k in c.preserve))]
     named = [w for w in named_words(centre, states, words, config) if not any(same(w.word, t) for t in taken)]
+    row = {word: i for i, word in enumerate(words)}
+    own = [row[w.word] for w in named if w.word in extra]
+    nearest = [row[w.word] for w in named if w.word not in extra]
     progress("vocabulary", 1, 1)
-    asked = [w for w in named if w.word in extra]
-    candidates = [w for w in named if w.word not in extra][: config.candidates] + asked
     template = concept.prompts[0]
     answer = answers(backend, run)
     fixed = backend.encode(["", template.format(concept.phrase)])
-    total = len(candidates)
-    scores, done = [], 0
-    for start in range(0, total, 64):
-        part = candidates[start : start + 64]
-        text = backend.encode([template.format(w.word) for w in part])
-        scores.append(response_similarity(answer, fixed[1], fixed[0], text))
-        done += len(part)
-        progress("named neighbors", done, total)
-    response = torch.cat(scores).tolist() if scores else []
-    judged = [replace(w, response=r) for w, r in zip(candidates, response, strict=True)]
+    total, done = min(config.candidates, len(nearest)) + len(own), 0
+
+    def ask(rows: list[int]) -> Tensor:
+        nonlocal done
+        scores = []
+        for start in range(0, len(rows), 64):
+            part = rows[start : start + 64]
+            text = backend.encode([template.format(words[i]) for i in part])
+            scores.append(response_similarity(answer, fixed[1], fixed[0], text))
+            done += len(part)
+            progress("named neighbors", done, total)
+        return torch.cat(scores)
+
+    responses = ask_words(states, nearest, config, ask, own)
+    judged = [replace(w, response=responses[row[w.word]]) for w in named if row[w.word] in responses]
     near_words = sorted((w for w in judged if (w.response or 0) >= config.response), key=lambda w: -(w.response or 0))[
         : config.words
     ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.core.spans import TextStates
-from realera_nodes.core.words import NamedWord, named_words, response_similarity
+from realera_nodes.core.words import NamedWord, ask_words, expected_responses, named_words, response_similarity
 
 CONCEPT = torch.tensor([2.0, 0.0])
 
@@ -98,3 +98,69 @@ def test_no_texts_have_no_responses() -> None:
 
 def test_a_word_can_be_told_its_response() -> None:
     assert NamedWord("jet", 0.7, 0.8, False, 0.9).response == 0.9
+
+
+def test_expected_responses_are_those_of_ridge_regression() -> None:
+    g = torch.Generator().manual_seed(1)
+    states, y = torch.randn(30, 6, generator=g, dtype=torch.float64), torch.randn(12, generator=g, dtype=torch.float64)
+    asked = list(range(3, 27, 2))
+    x = states - states.mean(0)
+    x = x / x.norm(dim=1, keepdim=True)
+    a = x[asked]  # min ||a w - (y - mean)||^2 + r ||w||^2
+    w = torch.linalg.solve(a.T @ a + 0.3 * torch.eye(6), a.T @ (y - y.mean()))
+    assert torch.allclose(expected_responses(states, asked, y, ridge=0.3), x @ w + y.mean(), atol=1e-12)
+
+
+def world(words: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
+    """States, and responses that follow a direction of its own, which has nothing to do with what lies near."""
+    g = torch.Generator().manual_seed(2)
+    states = torch.randn(words, 16, generator=g)
+    return states, torch.nn.functional.normalize(states, dim=1)[:, 0]
+
+
+def test_asking_finds_words_that_lie_far_away() -> None:
+    states, response = world()
+    nearest = response.argsort()[100:].tolist() + response.argsort()[:100].tolist()  # the best ones are not the nearest
+    config = NeighborConfig(candidates=200, nearest=0.3, learnt=0.3)
+    found = ask_words(states, nearest, config, lambda rows: response[rows])
+    assert len(found) == 200
+    best = set(response.argsort(descending=True)[:40].tolist())
+    by_chance = ask_words(states, nearest, NeighborConfig(candidates=200, nearest=0.3, learnt=0), lambda rows: response[rows])
+    assert len(best & set(found)) >= 36 > 25 > len(best & set(by_chance))
+
+
+@pytest.mark.parametrize(("nearest", "learnt"), [(1.0, 0.0), (0.0, 0.0), (0.0, 1.0), (0.3, 0.25)])
+@pytest.mark.parametrize("candidates", [0, 1, 7, 64, 5000])
+def test_as_many_words_are_asked_as_the_settings_say_each_once(nearest: float, learnt: float, candidates: int) -> None:
+    states, response = world(100)
+    config = NeighborConfig(candidates=candidates, nearest=nearest, learnt=learnt)
+    asked: list[int] = []
+
+    def ask(rows: list[int]) -> torch.Tensor:
+        asked.extend(rows)
+        return response[rows]
+
+    allowed = list(range(10, 100))
+    found = ask_words(states, allowed, config, ask, first=[3])
+    assert sorted(asked) == sorted(set(asked)) == sorted(found)
+    assert set(found) <= {*allowed, 3}
+    assert 3 in found
+    assert len(found) == 1 + min(candidates, 90)
+    assert set(allowed[: round(nearest * min(candidates, 90))]) <= set(found)
+    assert all(found[i] == pytest.approx(float(response[i])) for i in found)
+
+
+def test_where_all_words_are_to_be_learnt_the_nearest_come_first() -> None:
+    states, response = world(100)
+    found = ask_words(states, list(range(100)), NeighborConfig(candidates=9, nearest=0, learnt=1), lambda rows: response[rows])
+    assert list(found)[:3] == [0, 1, 2]
+    assert len(found) == 9
+
+
+def test_the_same_words_are_asked_again_and_others_under_another_seed() -> None:
+    states, response = world(400)
+    once, again, other = (
+        set(ask_words(states, list(range(400)), NeighborConfig(candidates=40, seed=s), lambda rows: response[rows]))
+        for s in (0, 0, 1)
+    )
+    assert once == again != other

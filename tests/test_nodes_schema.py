@@ -226,8 +226,10 @@ def test_validation_speaks_in_sentences(nodes, given, sentence) -> None:
 
 def test_validation_of_settings(nodes) -> None:
     mine, edit, train = (nodes[f"RealEra_{k}"][0].validate_inputs for k in ("MineNeighbors", "ClosedForm", "TrainLora"))
-    good = {"d1": 0.6, "d2": 1.5, "inner": 0.75, "s1": 0.98, "s2": 0.8, "response": 0.6, "response_beyond": 0.4}
+    good = {"d1": 0.6, "d2": 1.5, "inner": 0.75, "s1": 0.98, "s2": 0.8, "response": 0.6, "response_beyond": 0.4,
+            "nearest": 0.3, "learnt": 0.7}  # fmt: skip
     assert mine(**good) is True
+    assert "together at most 1" in mine(**(good | {"nearest": 0.4}))
     assert "d2 is 0.5" in mine(**(good | {"d2": 0.5}))
     assert "they must rise" in mine(**(good | {"response_beyond": 0.7}))
     assert edit(keys=False, values=True) is True

@@ -34,6 +34,7 @@ class ClosedFormConfig:
     Attributes:
         lambda_1: weight of the preserve sum (paper: 0.1)
         prior: weight of the general prior, as the number of rows of mean strength it counts for per erased row
+        beyond: weight of the words that were mined as different, likewise
         ridge: mu ||W - W0||^2 with mu = ridge trace(C) / d; C is singular below d independent rows without it
         keys, values: which projections are edited
         strength: 0 is the base, 1 the edit
@@ -42,6 +43,7 @@ class ClosedFormConfig:
 
     lambda_1: float = 0.1
     prior: float = 1.0
+    beyond: float = 16.0
     ridge: float = 1e-3
     keys: bool = True
     values: bool = True
@@ -49,7 +51,7 @@ class ClosedFormConfig:
     max_condition: float = 1e13
 
     def __post_init__(self) -> None:
-        for name in ("lambda_1", "prior", "ridge"):
+        for name in ("lambda_1", "prior", "beyond", "ridge"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ErasureError(f"{name} is {getattr(self, name)}: it must be 0 or more, and finite.")
         if not -10 <= self.strength <= 10:

@@ -35,9 +35,12 @@ class NeighborConfig:
         tries: draws per sample before giving up
         words: named neighbors that join the erased set, at most; 0 is the paper's method, random samples alone
         word_weight: weight of a named neighbor's rows in the closed form, beside the concept's 1
-        words_beyond: named words that are near in text space but draw something else, kept, at most
+        words_beyond: words that draw something else, kept, at most
         vocabulary: how many of the tokenizer's commonest words are looked at, 1 or more
-        candidates: how many of those, nearest first, the model is asked about
+        candidates: how many of those the model is asked about
+        nearest: share of the candidates that are the nearest ones in text space
+        learnt: share of the candidates that a regression on the answers so far expects to answer like the concept; the
+            rest are drawn at random from the whole vocabulary
         response: a candidate is a neighbor from this correlation of noise predictions upwards
         response_beyond: and is kept below this one
     """
@@ -52,11 +55,13 @@ class NeighborConfig:
     n: int = 30
     renormalize: bool = False
     tries: int = 200
-    words: int = 64
+    words: int = 128
     word_weight: float = 1.0
-    words_beyond: int = 256
+    words_beyond: int = 1024
     vocabulary: int = 20000
-    candidates: int = 400
+    candidates: int = 1300
+    nearest: float = 0.3
+    learnt: float = 0.25
     response: float = 0.5
     response_beyond: float = 0.3
     seed: int = 0
@@ -75,6 +80,11 @@ class NeighborConfig:
             (
                 self.words >= 0 and self.words_beyond >= 0 and self.vocabulary >= 0 and self.candidates >= 0,
                 "words, words_beyond, vocabulary and candidates must be 0 or more",
+            ),
+            (
+                self.nearest >= 0 and self.learnt >= 0 and self.nearest + self.learnt <= 1,
+                f"nearest = {self.nearest} and learnt = {self.learnt}: they are shares of the candidates, "
+                "0 or more and together at most 1",
             ),
             (self.vocabulary >= 1, "vocabulary is 0: it must be 1 or more; words = 0 turns named neighbors off"),
             (

@@ -25,7 +25,9 @@ PARTS = [
     setting(ErasureConfig, "neighbors_on", "Erase neighbors too (component C of the paper's Table 3)."),
     setting(ErasureConfig, "beyond_on", "Keep beyond-concept samples (component D)."),
 ]
-KEYS = [i.id for i in SETTINGS]
+#: last, so that graphs which were saved without it keep their values' places
+BEYOND = setting(C, "beyond", "Weight of the mined words that draw something else, among what is kept.", 0, 1000)
+KEYS = [i.id for i in (*SETTINGS, BEYOND)]
 
 
 class ClosedForm(io.ComfyNode):
@@ -45,6 +47,7 @@ class ClosedForm(io.ComfyNode):
                 io.Clip.Input("clip", optional=True, tooltip=CLIP + " Not needed with neighbors."),
                 *SETTINGS,
                 *PARTS,
+                BEYOND,
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The edited model; the one that was put in stays as it is."),

@@ -16,11 +16,11 @@ from .parsing import lines
 N = NeighborConfig
 SETTINGS = [
     setting(N, "words", "Words erased with the concept, at most. 0 is the paper's method: random samples only.", 0, 256),
-    setting(N, "candidates", "How many words, nearest first, the model is asked about: two UNet calls for each.", 0, 4096),
+    setting(N, "candidates", "How many words the model is asked about: two UNet calls for each.", 0, 4096),
     setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 1, 49408, 1000),
     setting(N, "response", "A word goes with the concept from this likeness of the model's answers upwards.", -1, 1),
-    setting(N, "response_beyond", "A near word whose likeness is below this is kept.", -1, 1),
-    setting(N, "words_beyond", "Near words that draw something else and are kept, at most.", 0, 1024),
+    setting(N, "response_beyond", "A word whose likeness is below this is kept.", -1, 1),
+    setting(N, "words_beyond", "Words that draw something else and are kept, at most.", 0, 4096),
     setting(N, "word_weight", "Weight of a named word in the closed form, beside the concept's 1.", 0.01, 10),
     setting(N, "m", "Random neighbor samples of each prompt (M).", 0, 1000),
     setting(N, "n", "Random beyond-concept samples of each prompt (N), which are kept.", 0, 1000),
@@ -32,7 +32,12 @@ SETTINGS = [
     setting(N, "d1_anchor", "Tolerance around the anchor (D1').", 0, 10),
     setting(N, "renormalize", "Scale samples back to the length of the concept's state."),
 ]  # fmt: skip
-KEYS = [i.id for i in SETTINGS]
+#: last, so that graphs which were saved without them keep their values' places
+SHARES = [
+    setting(N, "nearest", "Share of the candidates that are nearest in text space; 1 asks of no others.", 0, 1),
+    setting(N, "learnt", "Share of the candidates that earlier answers suggest; the rest are random words.", 0, 1),
+]  # fmt: skip
+KEYS = [i.id for i in (*SETTINGS, *SHARES)]
 
 
 class MineNeighbors(io.ComfyNode):
@@ -54,7 +59,8 @@ class MineNeighbors(io.ComfyNode):
                                 tooltip="Your own words or phrases to judge as well, one a line."),
                 *runs(),
                 size(),
-                seed(N, "Seed of the random samples."),
+                seed(N, "Seed of the random samples and of the words drawn from the vocabulary."),
+                *SHARES,
             ],
             outputs=[
                 Neighbors.Output(display_name="neighbors", tooltip="For the closed form, the training and the report."),
@@ -66,8 +72,9 @@ class MineNeighbors(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, d1, d2, inner, s1, s2, response, response_beyond):
-        given = {"d1": d1, "d2": d2, "inner": inner, "s1": s1, "s2": s2, "response": response, "response_beyond": response_beyond}
+    def validate_inputs(cls, d1, d2, inner, s1, s2, response, response_beyond, nearest, learnt):
+        given = {"d1": d1, "d2": d2, "inner": inner, "s1": s1, "s2": s2, "response": response,
+                 "response_beyond": response_beyond, "nearest": nearest, "learnt": learnt}  # fmt: skip
         if None in given.values():
             return True
         try:
