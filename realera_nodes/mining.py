@@ -71,6 +71,7 @@ def mine_words(
     """Named neighbors of a concept: words of the vocabulary (``ask_words`` says which), judged by the model's response."""
     progress("vocabulary", 0, 1)
     words, states = vocabulary(backend, config.vocabulary)
+    size = len(words)
     new = [w for w in dict.fromkeys(extra) if w not in words]
     if new:
         words, states = [*words, *new], torch.cat([states, backend.end_states(new)])
@@ -97,7 +98,9 @@ def mine_words(
             progress("named neighbors", done, total)
         return torch.cat(scores)
 
-    responses = ask_words(states, nearest, config, ask, own)
+    responses = ask_words(states[:size], nearest, config, ask)
+    if own:  # last and apart: what a user asks about does not change what is mined
+        responses.update(zip(own, ask(own).tolist(), strict=True))
     judged = [replace(w, response=responses[row[w.word]]) for w in named if row[w.word] in responses]
     near_words = sorted((w for w in judged if (w.response or 0) >= config.response), key=lambda w: -(w.response or 0))[
         : config.words

@@ -62,7 +62,7 @@ def expected_responses(states: Tensor, asked: Sequence[int], responses: Tensor, 
 
 
 def ask_words(
-    states: Tensor, nearest: Sequence[int], config: NeighborConfig, ask: Callable[[list[int]], Tensor], first: Sequence[int] = ()
+    states: Tensor, nearest: Sequence[int], config: NeighborConfig, ask: Callable[[list[int]], Tensor]
 ) -> dict[int, float]:  # fmt: skip
     """Responses of ``config.candidates`` words, each by its row of ``states``.
 
@@ -72,7 +72,6 @@ def ask_words(
 
     Args:
         states: (V, d); nearest: rows that may be asked, nearest first; ask: rows -> responses (n,)
-        first: rows that are asked beside the candidates
     """
     total = min(config.candidates, len(nearest))
     near, learnt = round(config.nearest * total), round(config.learnt * total)
@@ -85,7 +84,7 @@ def ask_words(
         if rows:
             answered.update(zip(rows, ask(rows).tolist(), strict=True))
 
-    add(list(dict.fromkeys([*first, *nearest[:near], *spread])))
+    add([*nearest[:near], *spread])
     for k in range(ROUNDS):
         count = learnt * (k + 1) // ROUNDS - learnt * k // ROUNDS
         best = nearest  # while nothing is known
