@@ -4,6 +4,8 @@ VENV ?= .venv
 # a CPU build is enough; put your own CUDA build here if you have a GPU
 TORCH ?= torch==2.13.0
 OUT ?= demo-output
+# processes of the fast tests, one thread each: most of their work is too small to share among threads
+WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-comfyui test-browser lint clean
@@ -19,7 +21,7 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet -e ".[studio]"
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-comfyui: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -q -m comfyui

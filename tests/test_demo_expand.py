@@ -123,3 +123,28 @@ def test_the_cache_is_used_again(copied_assets: Path, monkeypatch: pytest.Monkey
     first = expand.checkpoint_path()
     monkeypatch.setattr(expand, "write_checkpoint", lambda _: pytest.fail("expanded again"))
     assert expand.checkpoint_path() == first
+
+
+def test_what_another_process_expanded_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "realera-demo"
+
+    def write(folder: Path) -> None:
+        (folder / "unet").mkdir(parents=True)
+        (folder / "unet" / "config.json").write_text("{}")
+        shutil.copytree(folder, target)  # the other one was faster
+        (target / "in-use").touch()
+
+    expand._whole_or_nothing(target, write, None, over=False)
+    assert files_under(tmp_path) == ["realera-demo/in-use", "realera-demo/unet/config.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["realera-demo"], "nothing temporary is left"
+
+
+def test_a_move_that_fails_for_another_reason_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    for over in (True, False):
+        with pytest.raises(PermissionError):
+            expand._whole_or_nothing(tmp_path / "x", lambda p: p.touch(), None, over=over)
+        assert not list(tmp_path.iterdir())

@@ -153,8 +153,11 @@ def tree_hash(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _whole_or_nothing(target: Path, write: Callable[[Path], object], expected: str | None) -> None:
-    """Runs ``write`` on a temporary neighbour of ``target``, checks its hash, then moves it into place."""
+def _whole_or_nothing(target: Path, write: Callable[[Path], object], expected: str | None, over: bool = True) -> None:
+    """Runs ``write`` on a temporary neighbour of ``target``, checks its hash, then moves it into place.
+
+    Without ``over``, what another process has put there meanwhile stays: somebody may be reading it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     holder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -165,9 +168,13 @@ def _whole_or_nothing(target: Path, write: Callable[[Path], object], expected: s
                 f"{target.name} came out with hash {found[:12]} instead of {expected[:12]}: "
                 "please report your torch and safetensors versions; nothing was written."
             )
-        if target.is_dir():
+        if over and target.is_dir():
             shutil.rmtree(target)
-        (holder / target.name).replace(target)
+        try:
+            (holder / target.name).replace(target)
+        except OSError:  # a folder is never moved over another
+            if over or not target.exists():
+                raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
@@ -177,7 +184,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
     # the hash is in the path, so a new release never meets an old expansion, and what is there was checked
     path = user_cache_path("realera-nodes", appauthor=False) / expected[:16] / name
     if not path.exists():
-        _whole_or_nothing(path, write, expected)
+        _whole_or_nothing(path, write, expected, over=False)
     return path
 
 
