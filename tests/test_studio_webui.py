@@ -123,7 +123,9 @@ def test_the_studio_ends_with_a_host_that_was_killed(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason='NO GRADIO: pip install "realera-nodes[studio]"')
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOST, str(ROOT), str(tmp_path / "out")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as host:
+    # as "nohup webui.sh &" starts it, where interrupts are ignored
+    background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    with subprocess.Popen(background, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as host:
         assert host.stdout
         url = host.stdout.readline().strip()
         assert answers(url)

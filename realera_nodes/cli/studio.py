@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from enum import Enum
@@ -63,6 +64,8 @@ def studio(
         pair = tuple(login.split(":", 1)) if login else None
         made = build(Places(out, tuple(models), given, folders, host_model), Desk(device, size, prediction))
         if with_parent:
+            # a host in the background of a shell hands down that interrupts are ignored: this one must not be
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             threading.Thread(target=_end_with_parent, daemon=True).start()
         made.serve(host, port, share is Share.public, pair, browser)  # type: ignore[arg-type]
 
