@@ -123,6 +123,13 @@ def build_grams(
 ) -> Grams:  # fmt: skip
     """The sums of Eq. 7: concepts and neighbors to their anchors; beyond-concept samples, preserved phrases and prior kept."""
     grams = Grams(backend.context_width)
+
+    def keep(mean: Tensor, weight: float) -> float:
+        """Keeps a mean Gram, as so many rows for each erased one; says how many those are."""
+        rows = weight * grams.rows
+        grams.add_prior(mean * rows, rows)
+        return rows
+
     for pair, sample in zip(pairs, samples, strict=True):
         grams.erase(*pair.rows)
         if config.neighbors_on:
@@ -134,14 +141,13 @@ def build_grams(
             grams.erase(*pair.rows, weight=weight)
     own = 1.0
     if config.beyond_on and mined.far and config.closed_form.beyond:
-        rows = config.closed_form.beyond * grams.rows
-        grams.add_prior(mean_gram(backend.rows, mined.far, backend.context_width) * rows, rows)
+        rows = keep(mean_gram(backend.rows, mined.far, backend.context_width), config.closed_form.beyond)
         # what the user asks to keep weighs no less than what was mined
         own = max(1.0, rows / (len(mined.far) * (pairs[0].text.states.shape[1] - 1)))
     for prompt, weight in kept_prompts(concepts):
         grams.preserve(backend.encode([prompt]).states[0, 1:], own * weight)
     if prior is not None and config.closed_form.prior:
-        grams.add_prior(prior * config.closed_form.prior * grams.rows, config.closed_form.prior * grams.rows)
+        keep(prior, config.closed_form.prior)
     return grams
 
 
