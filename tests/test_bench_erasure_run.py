@@ -232,7 +232,19 @@ def test_a_surface_varies_two_settings(tmp_path: Path) -> None:
         points = list(csv.DictReader(f))
     assert [(p["x"], p["y"]) for p in points] == [("1", "2"), ("1", "4"), ("3", "2"), ("3", "4")]
     assert all(float(p["Acc_s-e"]) == pytest.approx(float(p["Acc_s"]) - float(p["Acc_e"])) for p in points)
+    assert len({p["latent MSE"] for p in points}) == 4, "each pair of settings gives another edit"
     assert (tmp_path / "out" / "surface.png").exists()
+
+
+def test_a_surface_without_a_scorer_shows_what_the_pictures_say(tmp_path: Path) -> None:
+    result = small(tmp_path / "out", "--surface", "m-n", "--surface-x", "1,3", "--surface-y", "2,4",
+                   "--scorer", "none", "--surface-of", "closed-form@neighbors_on=true@beyond_on=true@neighbors.words=0",
+                   protocol="ablation")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "out" / "surface.csv").open() as f:
+        points = list(csv.DictReader(f))
+    assert len(points) == 4
+    assert all(float(p["latent MSE"]) >= 0 and "Acc_s-e" not in p for p in points)
 
 
 def test_the_papers_surfaces_are_within_the_settings_ranges() -> None:

@@ -103,27 +103,47 @@ def draw_tradeoff(path: Path, summary: Summary) -> bool:
 
 
 def draw_surface(path: Path, name: str, methods: Mapping[str, tuple[float, float]], summary: Summary) -> None:
-    """Acc_s - Acc_e over two settings, as RealEra's Figure 5, and surface.csv with all accuracies beside it."""
+    """Acc_s - Acc_e over two settings as in RealEra's Figure 5, a map of the latent MSE of what stays, and all in surface.csv.
+
+    Accuracies are coarse: where they are level, the distance of kept pictures still tells settings apart.
+    """
     xs, ys = (sorted({point[i] for point in methods.values()}) for i in (0, 1))
-    z = np.full((len(ys), len(xs)), np.nan)
-    lines = ["x,y,Acc_e,Acc_s,Acc_g,Acc_s-e"]
-    for method, (x, y) in methods.items():
-        own = summary.found[method]
-        e, s = 100 * own["Acc_e"].mean, 100 * own["Acc_s"].mean
-        g = 100 * own["Acc_g"].mean if "Acc_g" in own else float("nan")
-        z[ys.index(y), xs.index(x)] = s - e
-        lines.append(f"{x:g},{y:g},{e:.4f},{s:.4f},{g:.4f},{s - e:.4f}")
-    write(path.with_suffix(".csv"), "\n".join(lines) + "\n")
+    values = {m: {c.name: c.scale * summary.found[m][c.name].mean for c in summary.columns if c.name in summary.found[m]}
+              for m in methods}  # fmt: skip
+    for own in values.values():
+        if {"Acc_e", "Acc_s"} <= own.keys():
+            own["Acc_s-e"] = own["Acc_s"] - own["Acc_e"]
+    names = list(dict.fromkeys(n for own in values.values() for n in own))
+    lines = [
+        [f"{x:g}", f"{y:g}", *(f"{values[m][n]:.6g}" if n in values[m] else "" for n in names)] for m, (x, y) in methods.items()
+    ]
+    write(path.with_suffix(".csv"), "".join(",".join(line) + "\n" for line in [["x", "y", *names], *lines]))
+    panels = {"Acc_s-e": "Acc_s - Acc_e (percent)", "latent MSE": "latent MSE of what stays"}
+    shown = [n for n in panels if n in names]
     plt = _pyplot()
-    figure = plt.figure(figsize=(7, 5.2), dpi=110)
-    axes = figure.add_subplot(projection="3d")
-    # settings are spaced evenly: their values often grow by factors
-    axes.plot_surface(np.arange(len(xs))[None], np.arange(len(ys))[:, None], z, cmap="viridis", edgecolor="#333333", lw=0.4)
-    axes.set_xticks(range(len(xs)), [_text(x) for x in xs])
-    axes.set_yticks(range(len(ys)), [_text(y) for y in ys])
-    axes.set_xlabel(SURFACES[name][0])
-    axes.set_ylabel(SURFACES[name][1])
-    axes.set_title("Acc_s - Acc_e (percent)")
+    figure = plt.figure(figsize=(6 * len(shown), 5.2), dpi=110)
+    for number, measure in enumerate(shown):
+        z = np.full((len(ys), len(xs)), np.nan)
+        for method, (x, y) in methods.items():
+            z[ys.index(y), xs.index(x)] = values[method].get(measure, np.nan)
+        # settings are spaced evenly: their values often grow by factors
+        if measure == "Acc_s-e":
+            axes: Any = figure.add_subplot(1, len(shown), number + 1, projection="3d")
+            axes.plot_surface(
+                np.arange(len(xs))[None], np.arange(len(ys))[:, None], z, cmap="viridis", edgecolor="#333333", lw=0.4
+            )
+            axes.set_zlim(min(np.nanmin(z), 90) - 1, 100)
+        else:  # a map: its slopes run both ways, and would hide each other
+            axes = figure.add_subplot(1, len(shown), number + 1)
+            axes.imshow(z, cmap="viridis", origin="lower", aspect="auto")
+            middle = (np.nanmin(z) + np.nanmax(z)) / 2
+            for j, i in np.ndindex(z.shape):
+                axes.text(i, j, f"{z[j, i]:.4f}", ha="center", va="center", color="black" if z[j, i] > middle else "white")
+        axes.set_xticks(range(len(xs)), [_text(x) for x in xs])
+        axes.set_yticks(range(len(ys)), [_text(y) for y in ys])
+        axes.set_xlabel(SURFACES[name][0])
+        axes.set_ylabel(SURFACES[name][1])
+        axes.set_title(panels[measure])
     _save(plt, figure, path)
 
 
