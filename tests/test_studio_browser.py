@@ -76,10 +76,16 @@ def fill(page: Any, name: str, value: str) -> None:
     field.blur()
 
 
+def example(page: Any, title: str) -> None:
+    """Chooses an example and waits until it is in the form: what is clicked before that is about an empty one."""
+    page.get_by_role("button", name=title).click()
+    concept = title.partition(" → ")[0]
+    page.wait_for_function(f"document.querySelector('#concept textarea, #concept input').value == '{concept}'")
+
+
 def start(page: Any, steps: int, settings: str = SMALL) -> None:
     """The example with few steps."""
-    page.get_by_role("button", name="airplane → sky").click()
-    page.wait_for_function("document.querySelector('#concept textarea, #concept input').value == 'airplane'")
+    example(page, "airplane → sky")
     page.get_by_role("button", name="Settings", exact=False).first.click()
     fill(page, "steps", str(steps))
     fill(page, "settings", settings)
@@ -193,7 +199,7 @@ def test_a_run_outlives_its_tab_is_seen_by_others_and_can_be_cancelled(chromium:
         with tab(chromium, studio) as other:
             other.wait_for_function("document.querySelector('#queue').innerText.includes('at work erasing: airplane')")
             assert "(yours)" not in other.inner_text("#queue")
-            other.get_by_role("button", name="apple → table").click()
+            example(other, "apple → table")
             other.click("#look")
             other.wait_for_function("document.querySelector('#look-status').innerText.includes('1 run before it')")
             other.wait_for_function("document.querySelector('#queue').innerText.includes('apple → table (yours)')")
