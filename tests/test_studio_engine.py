@@ -204,6 +204,7 @@ def test_a_cancelled_training_leaves_no_file_and_goes_on_where_it_stopped(home) 
     assert steps[0] > 1, "from the saved state"
     assert steps[-1] == 26
     assert len(run.read("losses")["losses"]) == 26
+    assert run.read("live")["frames"][0]["step"] == 21, "it shows what it draws as soon as it goes on"
 
 
 def test_too_many_concepts_to_look_at_and_nothing_to_preview_are_sentences(home) -> None:

@@ -142,7 +142,8 @@ class Live:
         if state.step < 2 or now - self._written > 0.5 or last:
             self._written = now
             self.run.write("losses", {"losses": list(state.losses), "steps": self.steps})
-        if state.step == 1 or state.step % self.every == 0 or last:
+        # the first of a concept, and of a training that goes on from a saved state
+        if state.step == 1 or not self.frames or state.step % self.every == 0 or last:
             drawn = backend.pictures(self.prompts, [self.seed] * len(self.prompts), PREVIEW_STEPS, self.guidance)
             self.frames.append({"step": state.step, "pictures": [as_uri(p) for p in drawn]})
             self.run.write("live", {"labels": self.labels, "frames": self.frames})
