@@ -100,8 +100,7 @@ def make_pairs(backend: Any, concepts: Sequence[Concept]) -> list[list[ErasurePa
         pairs = []
         for phrase in concept.phrases:
             for template in concept.prompts:
-                prompt, anchor = template.format(phrase), template.format(concept.anchor)
-                pairs.append(make_pair(prompt, anchor, phrase, concept.anchor, backend.encode, backend.phrase_ids))
+                pairs.append(make_pair(template, phrase, concept.anchor, backend.encode, backend.phrase_ids))
         result.append(pairs)
     return result
 

@@ -156,8 +156,9 @@ def train_concept(
         settings = ErasureConfig(neighbors=config.neighbors, alignment=config.alignment)
         return align(backend, [group], one, work.mined_of[index], settings, runs, deltas, work.progress, on_state=on_state)
     own = config.suppression
-    prompts = [concept.prompts[0].format(concept.phrase)] * (own.images if concept.images is None else len(concept.images))
+    templates = [concept.prompts[0]] * (own.images if concept.images is None else len(concept.images))
     if concept.images is None:
+        prompts = [t.format(concept.phrase) for t in templates]
         latents = backend.latents(prompts, [own.seed + k for k in range(own.images)], own.image_steps, own.guidance)
     else:
         latents = backend.encode_pictures(concept.images)
@@ -166,7 +167,7 @@ def train_concept(
     elif concept.kind == "style" and own.mask == "attention":
         own = replace(own, mask="none")  # among concepts of several kinds: a style has no place in its pictures
     with backend.training(deltas, own) as student:
-        pictures = concept_pictures(latents, prompts, concept.phrase, backend.encode, backend.phrase_ids, concept.masks)
+        pictures = concept_pictures(latents, templates, concept.phrase, backend.encode, backend.phrase_ids, concept.masks)
 
         def seen(state: TrainState) -> None:
             work.progress("suppression", state.step, own.steps)

@@ -108,8 +108,7 @@ def mine_words(
     far_words = [w for w in judged if (w.response or 0) < config.response_beyond][: config.words_beyond]
     near = []
     for w in near_words:
-        prompts = template.format(w.word), template.format(concept.anchor)
-        near.append((make_pair(*prompts, w.word, concept.anchor, backend.encode, backend.phrase_ids), config.word_weight))
+        near.append((make_pair(template, w.word, concept.anchor, backend.encode, backend.phrase_ids), config.word_weight))
     return Mined({concept.phrase: judged}, near, [template.format(w.word) for w in far_words], [w.word for w in near_words])
 
 

@@ -45,8 +45,8 @@ def encode(prompts) -> TextStates:
     return TextStates(torch.stack(rows), ids)
 
 
-def pair(prompt: str, anchor_prompt: str, phrase: str, anchor: str) -> ErasurePair:
-    return make_pair(prompt, anchor_prompt, phrase, anchor, encode, word_ids)
+def pair(template: str, phrase: str, anchor: str) -> ErasurePair:
+    return make_pair(template, phrase, anchor, encode, word_ids)
 
 
 def full(prompt: str) -> Tensor:
@@ -55,13 +55,22 @@ def full(prompt: str) -> Tensor:
 
 def test_common_head_and_tail_are_mapped_and_the_phrase_is_not() -> None:
     """start a red dog runs end pad..: rows 0-2 and 4.. of 12, to the same rows beside the anchor."""
-    p = pair("a red dog runs", "a red cat runs", "dog", "cat")
+    p = pair("a red {} runs", "dog", "cat")
     e, targets = context_rows(p)
     around = [0, 1, 2, *range(4, 12)]
     assert torch.equal(e, full("a red dog runs")[around])
     assert torch.equal(targets, full("a red cat runs")[around])
     assert torch.equal(e[:3], targets[:3])  # what stands before cannot know
     assert float((e[3:] - targets[3:]).norm(dim=1).min()) > 0
+
+
+def test_templates_that_hold_the_anchor_or_the_phrase_map_the_rows_beside_the_phrase() -> None:
+    for template, phrase, anchor in (("a {} by cat", "dog", "cat"), ("a {} by dog", "dog", "cat"), ("cat by a {}", "dog", "cat")):
+        e, targets = context_rows(pair(template, phrase, anchor))
+        at = 1 + template.split().index("{}")
+        around = [*range(at), *range(at + 1, 12)]
+        assert torch.equal(e, full(template.format(phrase))[around])
+        assert torch.equal(targets, full(template.format(anchor))[around])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,7 @@ def test_common_head_and_tail_are_mapped_and_the_phrase_is_not() -> None:
     ],
 )
 def test_phrases_of_other_lengths_shift_the_tail(phrase: str, anchor: str, rows: list[int], goals: list[int]) -> None:
-    p = pair(f"a {phrase} runs", f"a {anchor} runs", phrase, anchor)
+    p = pair("a {} runs", phrase, anchor)
     e, targets = context_rows(p)
     assert torch.equal(e, full(f"a {phrase} runs")[rows])
     assert torch.equal(targets, full(f"a {anchor} runs")[goals])
@@ -80,13 +89,13 @@ def test_phrases_of_other_lengths_shift_the_tail(phrase: str, anchor: str, rows:
 
 
 def test_without_the_head_only_what_follows_is_taken() -> None:
-    e, targets = context_rows(pair("a red dog runs", "a red cat runs", "dog", "cat"), head=False)
+    e, targets = context_rows(pair("a red {} runs", "dog", "cat"), head=False)
     assert torch.equal(e, full("a red dog runs")[4:])
     assert torch.equal(targets, full("a red cat runs")[4:])
 
 
 def test_samples_take_the_place_of_the_pair_s_states() -> None:
-    p = pair("a dog runs", "a cat runs", "dog", "cat")
+    p = pair("a {} runs", "dog", "cat")
     samples, goals = (torch.randn(3, LENGTH, WIDTH, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     e, targets = context_rows(p, False, samples, goals)
     assert torch.equal(e, samples[:, 3:].flatten(0, 1))
@@ -96,7 +105,7 @@ def test_samples_take_the_place_of_the_pair_s_states() -> None:
 
 
 def test_words_that_are_read_differently_are_refused() -> None:
-    p = pair("a dog runs", "a cat runs", "dog", "cat")
+    p = pair("a {} runs", "dog", "cat")
     for ids in ([START, *word_ids("a cat sleeps"), END], [START, *word_ids("the cat runs"), END]):
         other = TextStates(p.anchor.states, [ids + [END] * (LENGTH - 5)])
         with pytest.raises(ErasureError, match='read differently in "a dog runs" and "a cat runs"'):

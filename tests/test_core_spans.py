@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realera_nodes.core.errors import ErasureError
-from realera_nodes.core.spans import TextStates, align, find_spans, make_pair, phrase_span
+from realera_nodes.core.spans import TextStates, align, find_spans, make_pair, template_span
 
 START, END, LENGTH = 90, 91, 10
 
@@ -41,16 +41,6 @@ def test_spans_hold_the_phrase_and_nothing_else_does(ids: list[int], phrase: lis
     assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
     rest = [0, *[b for _, b in spans]], [*[a for a, _ in spans], len(ids)]
     assert not any(ids[i : i + len(phrase)] == phrase for a, b in zip(*rest, strict=True) for i in range(a, b - len(phrase) + 1))
-
-
-def test_the_last_occurrence_is_the_phrase() -> None:
-    assert phrase_span([90, 5, 6, 5, 91], [5], "photo", "photo of photo") == (3, 4)
-
-
-def test_a_phrase_that_is_not_there_is_named() -> None:
-    sentence = 'the tokens of "cat" do not occur in the prompt "a dog": write the phrase as its own words.'
-    with pytest.raises(ErasureError, match=f"^{re.escape(sentence)}$"):
-        phrase_span([90, 1, 2, 91], [3], "cat", "a dog")
 
 
 @pytest.mark.parametrize(
@@ -94,8 +84,57 @@ def phrase_ids(text: str) -> list[int]:
     return [VOCABULARY[w] for w in text.split()]
 
 
+@pytest.mark.parametrize(
+    ("template", "phrase", "span"),
+    [
+        ("a photo of the {}", "dog", (5, 6)),
+        ("a photo of {} of the sky", "sky", (4, 5)),  # the template repeats the phrase after it
+        ("the sky of {}", "sky", (4, 5)),  # and before it
+        ("sky sky {} sky", "sky", (3, 4)),
+        ("hot {}", "hot dog", (2, 4)),  # a phrase that begins as the words before end
+        ("a {}", "a a", (2, 4)),  # and one that is nothing else
+        ("{} of hot dog", "hot dog", (1, 3)),
+        ("{}", "the", (1, 2)),
+        ("a photo of {}", "", (4, 4)),
+        ("{}", "", (1, 1)),
+    ],
+)
+def test_the_span_is_where_the_template_says(template: str, phrase: str, span: tuple[int, int]) -> None:
+    assert template_span(encode([template.format(phrase)]).ids[0], template, phrase, phrase_ids) == span
+
+
+WORDS = st.lists(st.sampled_from(["a", "hot", "dog"]), max_size=2).map(" ".join)
+
+
+@given(WORDS, WORDS.filter(bool), WORDS)
+def test_the_span_is_the_templates_own_whatever_its_words_repeat(before: str, phrase: str, after: str) -> None:
+    start, stop = template_span(encode([f"{before} {phrase} {after}"]).ids[0], f"{before} {{}} {after}", phrase, phrase_ids)
+    assert (start, stop) == (1 + len(before.split()), 1 + len(before.split()) + len(phrase.split()))
+
+
+def test_a_phrase_that_is_not_read_as_its_own_words_is_named() -> None:
+    def letters(text: str) -> list[int]:
+        return [ord(c) for c in text.replace("nd", "N")]
+
+    sentence = 'the tokens of "dog" do not stand at the place of {} in the prompt "an andog": use a template where'
+    with pytest.raises(ErasureError, match=f"^{re.escape(sentence)}"):
+        template_span([START, *letters("an andog"), END], "an an{}", "dog", letters)
+
+
+@pytest.mark.parametrize(("ids", "span"), [([START, 8, 5, END], (2, 3)), ([START, 8, 5, 4, 5, END], None)])
+def test_words_before_that_are_read_by_what_follows(ids: list[int], span: tuple[int, int] | None) -> None:
+    """The words before are one token in the prompt, two alone: the phrase is found where nothing repeats it."""
+    alone = {"a hot": [1, 6], "dog": [5]}.__getitem__
+    if span:
+        assert template_span(ids, "a hot{}", "dog", alone) == span
+    else:
+        with pytest.raises(ErasureError, match="do not stand at the place"):
+            template_span(ids, "a hot{}", "dog", alone)
+
+
 def test_make_pair_aligns_the_anchor_and_leaves_the_words_before() -> None:
-    pair = make_pair("a photo of hot dog", "a photo of sky", "hot dog", "sky", encode, phrase_ids)
+    pair = make_pair("a photo of {}", "hot dog", "sky", encode, phrase_ids)
+    assert (pair.prompt, pair.anchor_prompt) == ("a photo of hot dog", "a photo of sky")
     assert (pair.start, pair.stop) == (4, 6)
     assert pair.text.ids == [[START, 1, 2, 3, 6, 5, END, END, END, END]]
     assert pair.anchor.ids == [[START, 1, 2, 3, 7, END, END, END, END, END]]
@@ -107,15 +146,11 @@ def test_make_pair_aligns_the_anchor_and_leaves_the_words_before() -> None:
     assert torch.equal(pair.anchor.states, encode(["a", "a photo of sky"]).states[1:])  # the anchor itself is not re-ordered
 
 
-def test_make_pair_takes_the_words_before_from_the_concept_where_prompts_differ() -> None:
-    pair = make_pair("the dog of sky", "a photo of sky", "dog", "sky", encode, phrase_ids)
-    assert pair.start == 2
-    assert pair.targets[:, 0].tolist() == [0, 1, 14, 15, 16, 17, 18, 19, 19, 19]
-
-
-def test_make_pair_names_the_prompt_that_lacks_its_phrase() -> None:
-    with pytest.raises(ErasureError, match=r'tokens of "sky" do not occur in the prompt "a photo"'):
-        make_pair("a dog", "a photo", "dog", "sky", encode, phrase_ids)
+def test_make_pair_maps_the_phrase_where_the_template_repeats_the_anchor() -> None:
+    pair = make_pair("a {} of the sky", "hot dog", "sky", encode, phrase_ids)
+    assert (pair.start, pair.stop) == (2, 4)
+    assert pair.targets[:, 0].tolist() == [0, 1, 12, 12, 13, 14, 15, 16, 17, 18]
+    assert pair.targets[4:, 1].tolist() == [3, 4, 7, END, END, END]
 
 
 def test_states_are_cut_like_lists() -> None:

@@ -294,11 +294,12 @@ def test_the_gradient_is_clipped() -> None:
 
 def test_token_positions_come_from_the_prompts() -> None:
     ids = {"a red dog runs": [90, 1, 2, 3, 4, 99, 99, 99], "dog": [90, 3, 99, 0, 0, 0, 0, 0]}  # paddings of two kinds
+    own = {"a red ": [1, 2], "": [], "dog": [3]}
 
     def encode(prompts) -> TextStates:
         return TextStates(torch.zeros(len(prompts), LENGTH, WIDTH), [ids[p] for p in prompts])
 
-    data = concept_pictures(torch.zeros(2, 4, 4, 4), list(ids), "dog", encode, lambda phrase: [3])
+    data = concept_pictures(torch.zeros(2, 4, 4, 4), ["a red {} runs", "{}"], "dog", encode, own.__getitem__)
     assert data.phrase.int().tolist() == [[0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
     assert data.tail.int().tolist() == [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]]
 

@@ -90,16 +90,16 @@ def test_a_words_anchor_is_its_concepts(backend: Words) -> None:
     assert named == {"wings": "sky", "runway": "sky", "purr": "dog"}
     assert strongest_words([CONCEPT, other], mined, 2) == {"wings": "sky"}
     probes = general_probes([CONCEPT, other], ["hangar"], named)
-    evoking = [(p.label, p.prompt, p.anchor_prompt) for p in probes if p.group == "associated"]
-    assert evoking[0] == ("hangar", "a photo of the hangar", "a photo of the sky")
-    assert evoking[-1] == ("purr", "a photo of the purr", "a photo of the dog")
+    evoking = [(p.label, p.prompt, p.anchor) for p in probes if p.group == "associated"]
+    assert evoking[0] == ("hangar", "a photo of the hangar", "sky")
+    assert evoking[-1] == ("purr", "a photo of the purr", "dog")
 
 
-def test_the_anchor_takes_the_phrases_last_place() -> None:
-    assert Probe("concept", "photo", "a photo of a photo, red", anchor="sky").anchor_prompt == "a photo of a sky, red"
+def test_the_anchor_takes_the_phrases_place() -> None:
+    assert Probe("concept", "photo", "a photo of a {}, red", anchor="sky").prompt == "a photo of a photo, red"
     probes = {p.label: p for p in demo_probes([Concept("airplane", "sky")])}
-    assert probes["airplane"].anchor_prompt == "a photo of the sky"
-    assert all(p.anchor_prompt.endswith("sky") for p in probes.values() if p.group in ("synonym", "associated"))
+    assert probes["airplane"].template == "a photo of the {}"
+    assert all(p.anchor == "sky" for p in probes.values() if p.group in ("synonym", "associated"))
     assert all(p.anchor is None for p in probes.values() if p.group in ("preserved", "unrelated"))
 
 

@@ -115,8 +115,7 @@ def refine_pairs(
     for concept in concepts:
         for phrase in concept.phrases:
             for template in contexts_of(concept, contexts, templates):
-                prompt, anchor = template.format(phrase), template.format(concept.anchor)
-                yield make_pair(prompt, anchor, phrase, concept.anchor, encode, phrase_ids)
+                yield make_pair(template, phrase, concept.anchor, encode, phrase_ids)
 
 
 def context_rows(

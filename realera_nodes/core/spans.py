@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,16 +45,28 @@ def find_spans(ids: Sequence[int], phrase: Sequence[int]) -> list[tuple[int, int
     return spans
 
 
-def phrase_span(ids: Sequence[int], phrase: Sequence[int], text: str, prompt: str) -> tuple[int, int]:
-    """The last occurrence of a phrase's tokens in a prompt's.
+def template_span(ids: Sequence[int], template: str, phrase: str, phrase_ids: Callable[[str], Sequence[int]]) -> tuple[int, int]:
+    """Where a phrase's tokens stand in a template's prompt: at its ``{}``, however often the template's own words repeat them.
+
+    Args:
+        ids: of ``template.format(phrase)``, with the start token; phrase_ids: text -> its token ids. An empty phrase has an empty
+            span.
 
     Raises:
-        ErasureError: the phrase's tokens are not in the prompt's.
+        ErasureError: the phrase is not read as its own words there.
     """
-    spans = find_spans(ids, phrase)
-    if not spans:
-        raise ErasureError(f'the tokens of "{text}" do not occur in the prompt "{prompt}": write the phrase as its own words.')
-    return spans[-1]
+    wanted = list(phrase_ids(phrase)) if phrase.strip() else []
+    start = 1 + len(phrase_ids(template.partition("{}")[0]))
+    if list(ids[start : start + len(wanted)]) == wanted:
+        return start, start + len(wanted)
+    # a tokenizer may read the words before by what follows them; where nothing repeats the phrase, its place is plain
+    spans = find_spans(ids, wanted)
+    if len(spans) == 1:
+        return spans[0]
+    raise ErasureError(
+        f'the tokens of "{phrase}" do not stand at the place of {{}} in the prompt "{template.format(phrase)}": '
+        "use a template where the phrase stands between spaces, and write the phrase as its own words."
+    )
 
 
 def align(span: tuple[int, int], anchor: tuple[int, int], length: int) -> Tensor:
@@ -95,13 +107,20 @@ class ErasurePair:
 
 
 def make_pair(
-    prompt: str, anchor_prompt: str, phrase: str, anchor_phrase: str, encode, phrase_ids
+    template: str, phrase: str, anchor: str, encode: Callable[[Sequence[str]], TextStates], phrase_ids: Callable[[str], Sequence[int]]
 ) -> ErasurePair:  # fmt: skip
-    """Encodes both prompts and aligns them. ``encode(prompts) -> TextStates``, ``phrase_ids(text) -> list[int]``."""
-    text = encode([prompt, anchor_prompt])
-    span = phrase_span(text.ids[0], phrase_ids(phrase), phrase, prompt)
-    anchor_span = phrase_span(text.ids[1], phrase_ids(anchor_phrase), anchor_phrase, anchor_prompt)
-    order = align(span, anchor_span, text.states.shape[1])
+    """A phrase and its anchor in a template, token beside token.
+
+    Args:
+        template: holds {} once; encode: prompts -> their states; phrase_ids: text -> its token ids
+
+    Raises:
+        ErasureError: phrase or anchor is not read as its own words there.
+    """
+    prompts = [template.format(phrase), template.format(anchor)]
+    text = encode(prompts)
+    span, to = (template_span(text.ids[i], template, words, phrase_ids) for i, words in enumerate((phrase, anchor)))
+    order = align(span, to, text.states.shape[1])
     targets = text.states[1][order]
     targets[: span[0]] = text.states[0, : span[0]]
-    return ErasurePair(prompt, anchor_prompt, text[0], text[1], span[0], span[1], targets)
+    return ErasurePair(*prompts, text[0], text[1], span[0], span[1], targets)

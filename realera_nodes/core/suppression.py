@@ -14,7 +14,7 @@ from .alignment import Student, join
 from .attention import AttentionMaps, concept_map, layer_size, resized
 from .errors import ErasureError
 from .refinement import end_position
-from .spans import TextStates, phrase_span
+from .spans import TextStates, template_span
 from .timesteps import draw, focal_density, uniform_density
 from .training import TrainState, record, restore
 
@@ -150,15 +150,17 @@ class ConceptPictures:
 
 
 def concept_pictures(
-    latents: Tensor, prompts: Sequence[str], phrase: str, encode: Callable[[Sequence[str]], TextStates],
+    latents: Tensor, templates: Sequence[str], phrase: str, encode: Callable[[Sequence[str]], TextStates],
     phrase_ids: Callable[[str], list[int]], masks: Tensor | None = None,
 ) -> ConceptPictures:  # fmt: skip
-    """Pictures with the token positions of their prompts. ``encode``, ``phrase_ids``: as core.spans.make_pair takes them."""
-    text = encode(prompts)
-    own, tail = torch.zeros(2, len(prompts), text.states.shape[1], dtype=torch.bool)
-    wanted = phrase_ids(phrase)
-    for i, (prompt, ids) in enumerate(zip(prompts, text.ids, strict=True)):
-        start, stop = phrase_span(ids, wanted, phrase, prompt)
+    """Pictures with the token positions of their prompts: of the phrase in ``templates``, one a picture.
+
+    ``encode``, ``phrase_ids``: as core.spans.make_pair takes them.
+    """
+    text = encode([template.format(phrase) for template in templates])
+    own, tail = torch.zeros(2, len(templates), text.states.shape[1], dtype=torch.bool)
+    for i, (template, ids) in enumerate(zip(templates, text.ids, strict=True)):
+        start, stop = template_span(ids, template, phrase, phrase_ids)
         own[i, start:stop] = True
         tail[i, end_position(ids) :] = True
     return ConceptPictures(latents, text, own, tail, masks)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .closed_form import Grams, Transform, solve
 from .concepts import Concept, check_together, holds_one_phrase, same
 from .errors import ErasureError
-from .spans import TextStates, phrase_span
+from .spans import TextStates, template_span
 
 TOKENS = ("last-subject", "aligned")
 
@@ -129,16 +129,9 @@ def _rows(
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """For each template, states of a phrase (n, d) and of its guide (n, d), token beside token."""
     for template in config.templates:
-        prompts = [template.format(phrase), template.format(guide)]
-        text = encode(prompts)
-        i, j = (_last_token(text.ids[k], phrase_ids, words, template, prompts[k]) for k, words in enumerate((phrase, guide)))
+        text = encode([template.format(phrase), template.format(guide)])
+        # the last token of a phrase; of an empty one, the token before it (the start token, if nothing is)
+        i, j = (template_span(text.ids[k], template, words, phrase_ids)[1] - 1 for k, words in enumerate((phrase, guide)))
         # the tail is as long as the shorter of the two
         n = 1 if config.tokens == "last-subject" else text.states.shape[1] - max(i, j)
         yield text.states[0, i : i + n], text.states[1, j : j + n]
-
-
-def _last_token(ids: Sequence[int], phrase_ids: PhraseIds, phrase: str, template: str, prompt: str) -> int:
-    """Position of a phrase's last token; of an empty phrase, that of the token before it (the start token, if nothing is)."""
-    if phrase.strip():
-        return phrase_span(ids, phrase_ids(phrase), phrase, prompt)[1] - 1
-    return len(phrase_ids(template.partition("{}")[0]))

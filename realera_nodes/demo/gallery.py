@@ -22,10 +22,15 @@ SIDE, GAP = 64, 2
 GUIDANCE = 5.0
 
 
-def prompt_of(concept: DemoConcept, phrase: str) -> str:
-    """The prompt under which a phrase is judged: "a photo of the X", without article for people and associated phrases."""
+def template_of(concept: DemoConcept, phrase: str) -> str:
+    """The template under which a phrase is judged: "a photo of the {}", without article for people and associated phrases."""
     bare = concept.kind == "person" or phrase in concept.associated
-    return f"a photo of {phrase}" if bare else f"a photo of the {phrase}"
+    return "a photo of {}" if bare else "a photo of the {}"
+
+
+def prompt_of(concept: DemoConcept, phrase: str) -> str:
+    """The prompt under which a phrase is judged."""
+    return template_of(concept, phrase).format(phrase)
 
 
 def load_pipeline(device: str | None = None) -> Any:

@@ -97,7 +97,7 @@ def embedding_residue(backend: Any, probes: Sequence[Probe], deltas: Mapping[str
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for p in probes:
         if p.anchor is not None:
-            pair = make_pair(p.prompt, p.anchor_prompt, p.label, p.anchor, backend.encode, backend.phrase_ids)
+            pair = make_pair(p.template, p.label, p.anchor, backend.encode, backend.phrase_ids)
             pairs.setdefault(p.group, []).append(pair.rows)
     left: dict[str, list[Tensor]] = {group: [] for group in pairs}
     for w, delta in _layers(backend, deltas):
