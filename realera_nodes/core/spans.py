@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .errors import ErasureError
+
+#: prompts -> their states
+Encode: TypeAlias = "Callable[[Sequence[str]], TextStates]"
+#: text -> its token ids, without start and end
+PhraseIds: TypeAlias = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,7 @@ def template_span(ids: Sequence[int], template: str, phrase: str, phrase_ids: Ca
     """Where a phrase's tokens stand in a template's prompt: at its ``{}``, however often the template's own words repeat them.
 
     Args:
-        ids: of ``template.format(phrase)``, with the start token; phrase_ids: text -> its token ids. An empty phrase has an empty
-            span.
+        ids: of ``template.format(phrase)``, with the start token; an empty phrase has an empty span
 
     Raises:
         ErasureError: the phrase is not read as its own words there.
@@ -106,13 +111,11 @@ class ErasurePair:
         return self.text.states[0, self.start :], self.targets[self.start :]
 
 
-def make_pair(
-    template: str, phrase: str, anchor: str, encode: Callable[[Sequence[str]], TextStates], phrase_ids: Callable[[str], Sequence[int]]
-) -> ErasurePair:  # fmt: skip
+def make_pair(template: str, phrase: str, anchor: str, encode: Encode, phrase_ids: PhraseIds) -> ErasurePair:
     """A phrase and its anchor in a template, token beside token.
 
     Args:
-        template: holds {} once; encode: prompts -> their states; phrase_ids: text -> its token ids
+        template: holds {} once
 
     Raises:
         ErasureError: phrase or anchor is not read as its own words there.

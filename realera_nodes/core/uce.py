@@ -10,7 +10,7 @@ which is the closed form of this project without its general prior: the same Gra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from .closed_form import Grams, Transform, solve
 from .concepts import Concept, check_together, holds_one_phrase, same
 from .errors import ErasureError
-from .spans import TextStates, template_span
+from .spans import Encode, PhraseIds, template_span
 
 TOKENS = ("last-subject", "aligned")
 
@@ -85,9 +85,6 @@ class UceConfig:
 
 UCE_NEW = UceConfig(to_anchor=False)
 UCE_OLD = UceConfig(tokens="aligned", to_anchor=False, preserve_scale=0.0, mu=0.1)
-
-Encode = Callable[[Sequence[str]], TextStates]
-PhraseIds = Callable[[str], list[int]]
 
 
 def uce(encode: Encode, phrase_ids: PhraseIds, concepts: Sequence[Concept], config: UceConfig, width: int) -> Transform:
