@@ -120,8 +120,13 @@ def build_grams(
     backend: Any, pairs: Sequence[ErasurePair], samples: Iterable[NeighborSamples], mined: Mined,
     concepts: Sequence[Concept], config: ErasureConfig, prior: Tensor | None,
 ) -> Grams:  # fmt: skip
-    """The sums of Eq. 7: concepts and neighbors to their anchors; beyond-concept samples, preserved phrases and prior kept."""
+    """The sums of Eq. 7: concepts and neighbors to their anchors; beyond-concept samples, preserved phrases and prior kept.
+
+    Every erased prompt's own head (``ErasurePair.head``) stays with it, which the paper does not say: the start token is in every
+    prompt, the empty one among them, and an edit that forgets it moves every picture's unconditional half.
+    """
     grams = Grams(backend.context_width)
+    head = config.closed_form.head
 
     def keep(mean: Tensor, weight: float) -> float:
         """Keeps a mean Gram, as so many rows for each erased one; says how many those are."""
@@ -131,20 +136,26 @@ def build_grams(
 
     for pair, sample in zip(pairs, samples, strict=True):
         grams.erase(*pair.rows)
+        prompts = 1
         if config.neighbors_on:
             grams.erase(sample.neighbors[:, pair.start :], sample.anchors[:, pair.start :])
+            prompts += len(sample.neighbors)
+        if head:
+            grams.hold(pair.head, head * prompts)
         if config.beyond_on:
             grams.preserve(sample.beyond[:, pair.start :])
     if config.neighbors_on:
         for pair, weight in mined.near:
             grams.erase(*pair.rows, weight=weight)
+            if head:
+                grams.hold(pair.head, head * weight)
     own = 1.0
     if config.beyond_on and mined.far and config.closed_form.beyond:
         rows = keep(mean_gram(backend.rows, mined.far, backend.context_width), config.closed_form.beyond)
         # what the user asks to keep weighs no less than what was mined
-        own = max(1.0, rows / (len(mined.far) * (pairs[0].text.states.shape[1] - 1)))
+        own = max(1.0, rows / (len(mined.far) * pairs[0].text.states.shape[1]))
     for prompt, weight in kept_prompts(concepts):
-        grams.preserve(backend.encode([prompt]).states[0, 1:], own * weight)
+        grams.preserve(backend.encode([prompt]).states[0], own * weight)
     if prior is not None and config.closed_form.prior:
         keep(prior, config.closed_form.prior)
     return grams

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from realera_nodes.core.closed_form import ClosedFormConfig, Grams
+from realera_nodes.core.closed_form import ClosedFormConfig, Grams, solve
 from realera_nodes.core.concepts import Concept, Preserved
 from realera_nodes.core.neighbors import NeighborConfig, sample_neighbors
-from realera_nodes.core.spans import TextStates
+from realera_nodes.core.spans import TextStates, make_pair
 from realera_nodes.erasure import ErasureConfig, build_grams, make_pairs
 from realera_nodes.mining import Mined
 
@@ -50,12 +50,12 @@ def grams_of(mined: Mined, concept: Concept, config: ErasureConfig) -> Grams:
     return build_grams(backend, pairs, samples, mined, [concept], config, None)
 
 
-def kept(prompts: Sequence[str]) -> Tensor:
-    rows = Encoder().encode(prompts).states[:, 1:].flatten(0, 1).double()
+def kept(prompts: Sequence[str], start: int = 1) -> Tensor:
+    rows = Encoder().encode(prompts).states[:, start:].flatten(0, 1).double()
     return rows.T @ rows
 
 
-BARE = ErasureConfig(neighbors=NeighborConfig(m=0, n=0), closed_form=ClosedFormConfig(prior=0.0, beyond=4.0))
+BARE = ErasureConfig(neighbors=NeighborConfig(m=0, n=0), closed_form=ClosedFormConfig(prior=0.0, beyond=4.0, head=0.0))
 OWL = Concept("owl", "forest", templates=("a {}",))
 
 
@@ -70,9 +70,39 @@ def test_all_kept_words_together_weigh_so_many_rows_for_each_erased_one(words: l
 def test_what_the_user_keeps_weighs_no_less_than_a_mined_word() -> None:
     asked = replace(OWL, preserve=(Preserved("bus", 2.0),))
     few, many = ["a bee"], [f"a word{i}" for i in range(40)]
-    for words, own in ((few, 4.0 * (LENGTH - 2) / (LENGTH - 1)), (many, 1.0), ([], 1.0)):
+    for words, own in ((few, 4.0 * (LENGTH - 2) / LENGTH), (many, 1.0), ([], 1.0)):
         both, alone = grams_of(Mined(far=words), asked, BARE), grams_of(Mined(far=words), OWL, BARE)
-        assert torch.allclose(both.preserved - alone.preserved, 2.0 * own * kept(["a bus"]), atol=1e-12)
+        assert torch.allclose(both.preserved - alone.preserved, 2.0 * own * kept(["a bus"], 0), atol=1e-12)  # its start token too
+
+
+@pytest.mark.parametrize(("neighbors_on", "m"), [(True, 0), (True, 3), (False, 3)])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_every_erased_prompt_keeps_its_own_head(neighbors_on: bool, m: int, weight: float) -> None:
+    """The start token and "a" of the concept, of each of its samples and of each mined word, and nothing else."""
+    word = make_pair("a {}", "tea pot", "forest", Encoder().encode, Encoder().phrase_ids)
+    config = replace(BARE, neighbors_on=neighbors_on, neighbors=NeighborConfig(m=m, n=0))
+    without = grams_of(Mined(near=[(word, 1.5)], words=["tea pot"]), OWL, config)
+    config = replace(config, closed_form=replace(config.closed_form, head=weight))
+    grams = grams_of(Mined(near=[(word, 1.5)], words=["tea pot"]), OWL, config)
+    head = Encoder().encode(["a owl"]).states[0, :2].double()
+    prompts = 1 + m + 1.5 if neighbors_on else 1
+    assert torch.allclose(grams.erased - without.erased, weight * prompts * head.T @ head, atol=1e-12)
+    assert torch.equal(grams.moved, without.moved)
+    assert torch.equal(grams.preserved, without.preserved)
+    assert grams.rows == without.rows
+
+
+def test_an_edit_leaves_the_start_token_and_with_it_the_empty_prompts_first_state() -> None:
+    config = replace(BARE, closed_form=replace(BARE.closed_form, ridge=1e-6))
+    start = Encoder().encode([""]).states[0, 0]
+    moved = []
+    for weight in (0.0, 1.0, 100.0):
+        config = replace(config, closed_form=replace(config.closed_form, head=weight))
+        change = solve(grams_of(Mined(), OWL, config), 0.1, 1e-6).change.float()
+        moved.append(float((start @ change.T).norm() / start.norm()))
+    assert moved[0] > 0.1
+    assert moved[1] < 0.1 * moved[0]
+    assert moved[2] < moved[1]
 
 
 def test_without_component_d_or_weight_no_mined_word_is_kept() -> None:

@@ -35,6 +35,7 @@ class ClosedFormConfig:
         lambda_1: weight of the preserve sum (paper: 0.1)
         prior: weight of the general prior, as the number of rows of mean strength it counts for per erased row
         beyond: weight of the words that were mined as different, likewise
+        head: weight of the start token and the words before each erased phrase, which stay: 1 is that of an erased row
         ridge: mu ||W - W0||^2 with mu = ridge trace(C) / d; C is singular below d independent rows without it
         keys, values: which projections are edited
         strength: 0 is the base, 1 the edit
@@ -44,6 +45,7 @@ class ClosedFormConfig:
     lambda_1: float = 0.1
     prior: float = 1.0
     beyond: float = 16.0
+    head: float = 1.0
     ridge: float = 1e-3
     keys: bool = True
     values: bool = True
@@ -51,7 +53,7 @@ class ClosedFormConfig:
     max_condition: float = 1e13
 
     def __post_init__(self) -> None:
-        for name in ("lambda_1", "prior", "beyond", "ridge"):
+        for name in ("lambda_1", "prior", "beyond", "head", "ridge"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ErasureError(f"{name} is {getattr(self, name)}: it must be 0 or more, and finite.")
         if not -10 <= self.strength <= 10:
@@ -119,6 +121,11 @@ class Grams:
         p = self._rows(p)
         self._keeping.add(weight, p)
         self.kept_rows += len(p)
+
+    def hold(self, p: Tensor, weight: float = 1.0) -> None:
+        """Adds rows p (n, d) that should stay, beside those to erase: lambda_1 does not weigh them, and they are not counted."""
+        p = self._rows(p)
+        self._erasing.add(weight, p, p)
 
     def add_prior(self, gram: Tensor, rows: float) -> None:
         """Adds a ready sum p p^T (d, d) over prompts of the general prior, counting for ``rows`` rows."""

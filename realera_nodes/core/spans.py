@@ -110,6 +110,11 @@ class ErasurePair:
         """(E, E*): (n, d) each, the rows of Eq. 7 without the words before the concept."""
         return self.text.states[0, self.start :], self.targets[self.start :]
 
+    @property
+    def head(self) -> Tensor:
+        """(start, d), the start token and the words before the concept: a causal encoder gives every prompt with them these."""
+        return self.text.states[0, : self.start]
+
 
 def make_pair(template: str, phrase: str, anchor: str, encode: Encode, phrase_ids: PhraseIds) -> ErasurePair:
     """A phrase and its anchor in a template, token beside token.
