@@ -2,8 +2,8 @@
 
     python -m tools.start_token [--weights 0,0.3,1,3] [--pictures 0,1,3] [--no-words]
 
-Mines each concept once (minutes), then solves the closed form at each weight of ``closed_form.head`` and measures how far the start
-token's values and the model's predictions move, and, at the weights of ``--pictures``, what the classifier sees.
+Mines each concept once (minutes), then solves the closed form at each weight of ``closed_form.head`` and measures how far the
+start token's values and the model's predictions move, and, at the weights of ``--pictures``, what the classifier sees.
 """
 
 from __future__ import annotations
