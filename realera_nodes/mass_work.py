@@ -15,7 +15,7 @@ from .core.closed_form import Grams, Transform, solve
 from .core.concepts import Concept, Preserved, check_lists
 from .core.fusion import Fused, Fusion
 from .core.neighbors import sample_neighbors
-from .core.refinement import add_priors, context_rows, in_batches, refine_pairs
+from .core.refinement import context_rows, in_batches, keep_priors, refine_pairs
 from .core.spans import ErasurePair
 from .core.suppression import concept_pictures, suppress
 from .core.templates import contexts_of
@@ -99,7 +99,7 @@ class Work:
         grams = Grams(self.backend.context_width)
         for e, targets in in_batches(self._rows()):
             grams.erase(e, targets)
-        add_priors(grams, own.refinement_prior, own, self.general, self.domain)
+        keep_priors(grams, own, self.general, self.domain)
         self.progress("refinement", 0, 1)
         transform = solve(grams, 1.0, own.ridge, own.max_condition)
         self.progress("refinement", 1, 1)
