@@ -17,7 +17,7 @@ from .core.fusion import Fused, Fusion
 from .core.neighbors import sample_neighbors
 from .core.refinement import context_rows, in_batches, keep_priors, refine_pairs
 from .core.spans import ErasurePair
-from .core.suppression import concept_pictures, suppress
+from .core.suppression import concept_pictures, concept_prompts, suppress
 from .core.templates import contexts_of
 from .core.training import TrainState
 from .erasure import ErasureConfig, align, make_pairs, mine, trajectories
@@ -165,8 +165,12 @@ def train_concept(
         own = replace(own, mask="given")
     elif concept.kind == "style" and own.mask == "attention":
         own = replace(own, mask="none")  # among concepts of several kinds: a style has no place in its pictures
+    asked = None
+    if own.prompts > 1:
+        templates = contexts_of(concept, own.prompts)
+        asked = concept_prompts([t.format(concept.phrase) for t in templates], concept.phrase, backend.encode, backend.phrase_ids)
     with backend.training(deltas, own) as student:
-        pictures = concept_pictures(latents, prompts, concept.phrase, backend.encode, backend.phrase_ids, concept.masks)
+        pictures = concept_pictures(latents, prompts, concept.phrase, backend.encode, backend.phrase_ids, concept.masks, asked)
 
         def seen(state: TrainState) -> None:
             work.progress("suppression", state.step, own.steps)

@@ -31,9 +31,9 @@ REST = {
     [("ends", ["layers", "norms"]), ("norms", ["layers", "ends"]), ("nothing", ["layers", "ends", "both", "norms"])],
 )
 def test_u_trains_what_its_code_trains_and_x_is_cross_attention_in_both(left_out: str, parts: list[str]) -> None:
-    every = [*CROSS, *sum(REST.values(), [])]
+    every = [*CROSS, *(n for names in REST.values() for n in names)]
     u, x = (EsdConfig(variant=v, left_out=left_out) for v in "ux")
-    assert [n for n in every if u.trains(n)] == sum((REST[p] for p in REST if p in parts), [])
+    assert [n for n in every if u.trains(n)] == [n for p in parts for n in REST[p]]
     assert [n for n in every if x.trains(n)] == CROSS
 
 
