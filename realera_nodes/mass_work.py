@@ -74,7 +74,7 @@ class Work:
         if self.prior is not None:
             return self.prior.general
         erased = [p for c in self.concepts for p in c.phrases]
-        return prior_gram(self.backend, [*erased, *self.mined.words], self.progress)
+        return prior_gram(self.backend, [*erased, *self.mined.words], self.progress, start=True)
 
     @cached_property
     def domain(self) -> Tensor | None:

@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from realera_nodes.backends.student import PeftStudent
 from realera_nodes.core.alignment import AlignmentConfig
 from realera_nodes.core.concepts import Concept, Preserved
 from realera_nodes.core.errors import ErasureError
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.core.refinement import RefinementConfig
 from realera_nodes.core.suppression import SuppressionConfig
+from realera_nodes.core.templates import CONTEXTS
 from realera_nodes.formats.checkpoint import open_checkpoint
 from realera_nodes.formats.lora import read_lora
 from realera_nodes.job import Job, open_source, planned_files, run
 from realera_nodes.mass import MassErasure, erase_many
 from realera_nodes.mass_config import MassConfig
+from realera_nodes.mass_work import Work, train_concept
+from realera_nodes.mining import silent
 from realera_nodes.parallel import shelf_of, train_all
 from tests.tiny import SIDE, tiny_backend, tiny_files
 
@@ -82,6 +86,32 @@ def test_what_is_retained_moves_less() -> None:
         return sum(float((kept @ d.T).norm()) for d in deltas(erase_many(backend, CONCEPTS, config, retained)).values())
 
     assert drift(KEPT) < 0.5 * drift(())
+
+
+@pytest.mark.parametrize(
+    ("concept", "prompts", "wanted"),
+    [
+        (CONCEPTS[0], 30, {t.format("airplane") for t in CONTEXTS["object"]}),
+        (replace(CONCEPTS[0], kind="person"), 4, {t.format("airplane") for t in CONTEXTS["person"][:4]}),
+        (replace(CONCEPTS[0], templates=("see {}", "{} here")), 30, {"see airplane", "airplane here"}),
+        (CONCEPTS[0], 1, {"a photo of the airplane"}),
+    ],
+)
+def test_each_step_asks_by_one_of_the_prompts_of_the_concept(concept, prompts, wanted, monkeypatch) -> None:
+    backend, asked = tiny_backend("sd1"), []
+    attention = PeftStudent.attention
+
+    def watched(self, z, t, text, columns=None):
+        asked.extend(text.states)
+        return attention(self, z, t, text, columns)
+
+    monkeypatch.setattr(PeftStudent, "attention", watched)
+    config = replace(SMALL, suppression=replace(SMALL.suppression, steps=60, mask="none", prompts=prompts))
+    train_concept(Work(backend, (concept,), (), config, silent), 0)
+    known = {p: backend.encode([p]).states[0] for p in wanted}
+    found = {next(p for p, x in known.items() if torch.equal(x, e)) for e in asked}
+    assert len(asked) == 60
+    assert len(found) > 0.7 * len(wanted)
 
 
 def test_given_pictures_and_masks_are_trained_on() -> None:
