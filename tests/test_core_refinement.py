@@ -225,9 +225,11 @@ def test_presets_are_the_papers_table_10() -> None:
     assert (thing.lambda_1, thing.lambda_2, thing.mu) == (0, 0, 100)
     person = RefinementConfig.for_kind("person")
     assert (person.lambda_1, person.lambda_2, person.lambda_3, person.mu) == (1e-4, 1e-4, 8, 0)
-    assert person.refinement_prior == pytest.approx(1e-4 * 30_000 * 77)
-    assert RefinementConfig.for_kind("person", double_scale=True).refinement_prior == pytest.approx(1e-8 * 30_000 * 77)
-    assert RefinementConfig.for_kind("person", double_scale=True).fusion_prior == pytest.approx(1e-4 * 30_000 * 77)
+    # MS-COCO 2014: 414,113 captions of its training pictures and 202,654 of its validation's, whole prompts of 77 tokens
+    rows, doubled = (414_113 + 202_654) * 77, RefinementConfig.for_kind("person", double_scale=True)
+    assert (person.refinement_prior, person.fusion_prior) == (pytest.approx(1e-4 * rows), pytest.approx(1e-4 * rows))
+    assert (doubled.refinement_prior, doubled.fusion_prior) == (pytest.approx(1e-8 * rows), pytest.approx(1e-4 * rows))
+    assert (person.refinement_domain, doubled.refinement_domain) == (8, pytest.approx(8e-4))
     with pytest.raises(ErasureError, match='unknown kind "thing"'):
         RefinementConfig.for_kind("thing")
 

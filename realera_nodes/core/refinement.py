@@ -24,16 +24,17 @@ from .spans import ErasurePair, TextStates, make_pair
 from .templates import CONTEXTS, contexts_of
 
 T = TypeVar("T")
-#: rows of the prior that the paper's lambda_1 is taken to weigh: 30,000 captions of 77 tokens
-CAPTION_ROWS = 30_000 * 77.0
+#: rows of the prior that the paper's lambda_1 weighs: the public code sums over all captions of MS-COCO 2014, 77 tokens of each
+CAPTION_ROWS = 616_767 * 77.0
 
 
 @dataclass(frozen=True)
 class RefinementConfig:
     """Weights of MACE's two closed forms: refinement (Eq. 1, 19) and fusion (Eq. 7).
 
-    The paper states lambda_1 and lambda_2 for a sum over MS-COCO captions and does not say how many. Here the general prior
-    is a mean over captions, counted ``prior_rows`` times, so that the same lambda means the same with any list of captions.
+    The paper states lambda_1 and lambda_2 for a sum over MS-COCO captions and does not say how many; its public script takes
+    all. Here the general prior is a mean over captions, counted ``prior_rows`` times, so that the same lambda means the same
+    with any list of captions.
 
     Attributes:
         lambda_1: weight of the general prior in the refinement (Table 10: 1e-4, explicit content 7e-7)
