@@ -15,9 +15,9 @@ from .core.closed_form import Grams, Transform, solve
 from .core.concepts import Concept, Preserved, check_lists
 from .core.fusion import Fused, Fusion
 from .core.neighbors import sample_neighbors
-from .core.refinement import add_priors, context_rows, in_batches, refine_pairs
+from .core.refinement import context_rows, in_batches, keep_priors, refine_pairs
 from .core.spans import ErasurePair
-from .core.suppression import concept_pictures, suppress
+from .core.suppression import concept_pictures, concept_prompts, suppress
 from .core.templates import contexts_of
 from .core.training import TrainState
 from .erasure import ErasureConfig, align, make_pairs, mine, trajectories
@@ -74,7 +74,7 @@ class Work:
         if self.prior is not None:
             return self.prior.general
         erased = [p for c in self.concepts for p in c.phrases]
-        return prior_gram(self.backend, [*erased, *self.mined.words], self.progress)
+        return prior_gram(self.backend, [*erased, *self.mined.words], self.progress, start=True)
 
     @cached_property
     def domain(self) -> Tensor | None:
@@ -99,7 +99,7 @@ class Work:
         grams = Grams(self.backend.context_width)
         for e, targets in in_batches(self._rows()):
             grams.erase(e, targets)
-        add_priors(grams, own.refinement_prior, own, self.general, self.domain)
+        keep_priors(grams, own, self.general, self.domain)
         self.progress("refinement", 0, 1)
         transform = solve(grams, 1.0, own.ridge, own.max_condition)
         self.progress("refinement", 1, 1)
@@ -116,11 +116,11 @@ class Work:
         if self.config.method == "realera-mass":
             generator = torch.Generator().manual_seed(self.config.neighbors.seed)
             for pair in (p for group in self.groups for p in group):
-                yield pair.rows
                 samples = sample_neighbors(pair, replace(self.config.neighbors, n=0), generator)
+                yield from _with_head(pair, 1 + len(samples.neighbors) if own.head else 0)
                 yield samples.neighbors[:, pair.start :].flatten(0, 1), samples.anchors[:, pair.start :].flatten(0, 1)
             for pair, _ in self.mined.near:
-                yield pair.rows
+                yield from _with_head(pair, int(own.head))
 
     def _encode_ahead(self, concept: Concept) -> None:
         """One batch in place of two prompts at a time."""
@@ -142,6 +142,14 @@ class Work:
         if self.refinement is None:
             return {}
         return {name: self.refinement.delta(w) for name, w in self.backend.projections().items()}
+
+
+def _with_head(pair: ErasurePair, times: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A pair's rows, and the words before its phrase so many times, which stay."""
+    yield pair.rows
+    if times:
+        head = pair.head.repeat(times, 1)
+        yield head, head
 
 
 def train_concept(
@@ -166,8 +174,11 @@ def train_concept(
         own = replace(own, mask="given")
     elif concept.kind == "style" and own.mask == "attention":
         own = replace(own, mask="none")  # among concepts of several kinds: a style has no place in its pictures
+    asked = None
+    if own.prompts > 1:
+        asked = concept_prompts(contexts_of(concept, own.prompts), concept.phrase, backend.encode, backend.phrase_ids)
     with backend.training(deltas, own) as student:
-        pictures = concept_pictures(latents, templates, concept.phrase, backend.encode, backend.phrase_ids, concept.masks)
+        pictures = concept_pictures(latents, templates, concept.phrase, backend.encode, backend.phrase_ids, concept.masks, asked)
 
         def seen(state: TrainState) -> None:
             work.progress("suppression", state.step, own.steps)

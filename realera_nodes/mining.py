@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -130,8 +131,13 @@ def answers(backend: Any, run: Trajectories, draws: int = 2) -> Callable[[TextSt
     return answer
 
 
-def prior_gram(backend: Any, without: Sequence[str], progress: Progress, own: Sequence[str] | None = None) -> Tensor:
+def prior_gram(
+    backend: Any, without: Sequence[str], progress: Progress, own: Sequence[str] | None = None, start: bool = False
+) -> Tensor:
     """Mean Gram of captions, the shipped or one's ``own``, that hold none of the phrases ``without``; cached by encoder and text.
+
+    Args:
+        start: count the start tokens too, as MACE's prior does
 
     Raises:
         ErasureError: every caption holds one of them.
@@ -140,8 +146,8 @@ def prior_gram(backend: Any, without: Sequence[str], progress: Progress, own: Se
     if not lines:
         raise ErasureError("every caption of the prior holds an erased phrase: give captions that say nothing of it.")
     progress("general prior", 0, 1)
-    key = f"prior-{backend.encoder_hash()}-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:16]}"
-    gram = cached_tensor(key, lambda: mean_gram(backend.rows, lines, backend.context_width))
+    key = f"prior-{backend.encoder_hash()}-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:16]}" + "-start" * start
+    gram = cached_tensor(key, lambda: mean_gram(partial(backend.rows, start=start), lines, backend.context_width))
     progress("general prior", 1, 1)
     return gram
 

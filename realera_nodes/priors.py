@@ -1,5 +1,7 @@
 """What mass erasures keep, as sums that are built once and used again: general knowledge, and a list of one's own.
 
+Every token of a prompt counts, the start token and all padding too, as in MACE's public code.
+
 Both of MACE's closed forms read no more of them than two d x d matrices (core.refinement.add_priors). They depend on the
 text encoder alone, so that a file of them serves every model that shares it.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +66,8 @@ def kept_prompts(by_kind: Mapping[str, Sequence[Preserved]], contexts: int = 30)
 
 
 def domain_gram(backend: Any, kept: Mapping[str, float]) -> Tensor | None:
-    """Sum of w p p^T over prompts with weights w, (d, d); None where there is none."""
-    return retained_gram(backend.rows, list(kept.items()), backend.context_width) if kept else None
+    """Sum of w p p^T over all tokens of prompts with weights w, (d, d); None where there is none."""
+    return retained_gram(partial(backend.rows, start=True), list(kept.items()), backend.context_width) if kept else None
 
 
 def build_prior(
@@ -81,7 +84,7 @@ def build_prior(
     Raises:
         ErasureError: no caption is left.
     """
-    general = prior_gram(backend, without, progress, own)
+    general = prior_gram(backend, without, progress, own, start=True)
     progress("retained concepts", 0, 1)
     domain = domain_gram(backend, kept_prompts(dict.fromkeys(kinds, retained), contexts))
     progress("retained concepts", 1, 1)

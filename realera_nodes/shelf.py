@@ -48,6 +48,10 @@ class Base:
         return cls(names, architecture.kind, sha256 or checkpoint.sha256(), checkpoint.path.name, checkpoint.metadata)
 
 
+#: raised where LoRAs of the same settings come out otherwise than before: finished ones are then trained anew
+RULES = 2
+
+
 class FolderShelf:
     """LoRA files in a folder, whole or not at all, named by the concept and by all that decides what it becomes.
 
@@ -70,7 +74,7 @@ class FolderShelf:
         settings = as_table(config)
         for unused in ("fusion", "alignment" if config.method == "mace" else "suppression"):
             del settings[unused]  # they do not change a LoRA
-        facts = [base.sha256, settings, [described(c) for c in concepts], [asdict(p) for p in retained]]
+        facts = [RULES, base.sha256, settings, [described(c) for c in concepts], [asdict(p) for p in retained]]
         facts += [prior_hash(prior)] if prior else []
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return cls(where, key, base, config)

@@ -36,6 +36,7 @@ def measure(backend: Any) -> dict[str, Tensor]:
     if text.pooled is not None:
         found["pooled"] = text.pooled
     [(found["rows"], found["weights"])] = backend.rows(PROMPTS)
+    [(found["all rows"], found["all weights"])] = backend.rows(PROMPTS, start=True)
     found["phrase"] = torch.tensor(backend.phrase_ids("old airplane"))
     found |= {f"projection {name}": w.float() for name, w in backend.projections().items()}
     with torch.no_grad():

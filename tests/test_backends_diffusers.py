@@ -31,8 +31,12 @@ def test_rows_and_end_states_are_those_of_encode(kind: str) -> None:
         assert n == text.ids[PROMPTS.index(prompt)].index(49407) + 2
         torch.testing.assert_close(rows, states[1 : n + 1], **TOLERANCE)
         assert weights.sum() == 76
+        [(whole, counted)] = backend.rows([prompt], start=True)
+        torch.testing.assert_close(whole, states[: n + 1], **TOLERANCE)
+        assert torch.equal(counted, torch.cat([torch.ones(1), weights]))
     [(rows, weights)] = backend.rows(PROMPTS)
     assert weights.sum() == 3 * 76
+    assert sum(w.sum() for _, w in backend.rows(PROMPTS, start=True)) == 3 * 77
     assert len(rows) == len(weights)
 
 

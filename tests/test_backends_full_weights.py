@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from realera_nodes.backends.full_weights import edited_parameters, esd
 from realera_nodes.core.alignment import join
 from realera_nodes.core.concepts import Concept
 from realera_nodes.core.errors import ErasureError
-from realera_nodes.core.esd import ESD_NEWER, EsdConfig, esd_loss, partly_denoised
+from realera_nodes.core.esd import ESD_NEWER, ESD_ORIGINAL, EsdConfig, esd_loss, partly_denoised
 from realera_nodes.core.spans import TextStates
 from realera_nodes.core.training import TrainState
-from tests.tiny import KINDS, tiny_backend
+from realera_nodes.formats.unet_names import ldm_parameters
+from tests.tiny import KINDS, tiny_backend, tiny_files
 
 X, U = EsdConfig(variant="x"), EsdConfig(variant="u")
 QUICK = {"steps": 3, "lr": 1e-3, "sampling_steps": 3}
@@ -45,12 +47,35 @@ def asked(backend: Any, n: int = 2) -> tuple[torch.Tensor, torch.Tensor, Any]:
 def test_x_and_u_share_the_parameters_between_them() -> None:
     backend = tiny_backend("sd1")
     every = {n for n, _ in backend.unet.named_parameters()}
-    with backend.training_weights(X.trains) as x, backend.training_weights(U.trains) as u:
+    whole = EsdConfig(variant="u", left_out="nothing")
+    with backend.training_weights(X.trains) as x, backend.training_weights(whole.trains) as u:
         assert set(x.base) | set(u.base) == every
         assert not set(x.base) & set(u.base)
         assert {n + ".weight" for n in backend.names} < set(x.base)
         assert {"conv_in.bias", "time_embedding.linear_1.weight"} < set(u.base)
         assert [tuple(p.shape) for p in x.parameters()] == [tuple(p.shape) for p in x.base.values()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_u_trains_what_the_codes_train(kind: str) -> None:
+    """The first code goes by LDM's names: neither cross-attention, nor what begins with "out.", nor what holds "time_embed".
+    The later one by classes: linear layers and convolutions outside of cross-attention."""
+    backend = tiny_backend(kind)
+    every = {n for n, _ in backend.unet.named_parameters()}
+    with safe_open(tiny_files(kind)[1], "pt") as file:
+        prefix = "model.diffusion_model."
+        ldm = [n.removeprefix(prefix) for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
+    names = ldm_parameters(ldm, kind == "sdxl")
+    assert set(names) == every
+    first = {n for n, old in names.items() if not (old.startswith("out.") or "attn2" in old or "time_embed" in old)}
+    later = {
+        f"{path}.{n}" for path, module in backend.unet.named_modules() if type(module).__name__ in ("Linear", "Conv2d")
+        and "attn2" not in path for n, _ in module.named_parameters()
+    }  # fmt: skip
+    for left_out, wanted in (("ends", first), ("norms", later)):
+        assert {n for n in every if EsdConfig(variant="u", left_out=left_out).trains(n)} == wanted
+    assert ESD_ORIGINAL.left_out == "ends"
+    assert ESD_NEWER.left_out == "norms"
 
 
 @pytest.mark.parametrize("kind", KINDS)

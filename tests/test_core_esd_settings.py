@@ -11,15 +11,30 @@ from realera_nodes.core.esd import ESD_NEWER, ESD_ORIGINAL, EsdConfig, esd_promp
 
 def test_the_two_codes() -> None:
     assert EsdConfig("x", 1.0, "empty", 1000, 1e-5, 1, 50, 3.0, "tuned") == ESD_ORIGINAL
-    assert EsdConfig("x", 2.0, "concept", 200, 5e-5, 1, 50, 3.0, "frozen") == ESD_NEWER
+    assert EsdConfig("x", 2.0, "concept", 200, 5e-5, 1, 50, 3.0, "frozen", left_out="norms") == ESD_NEWER
 
 
-def test_x_is_cross_attention_and_u_is_the_rest() -> None:
-    block = "down_blocks.0.attentions.0.transformer_blocks.0."
-    cross = [block + n for n in ("attn2.to_q.weight", "attn2.to_k.weight", "attn2.to_out.0.bias")]
-    rest = ["conv_in.weight", block + "attn1.to_k.weight", block + "norm2.weight", "time_embedding.linear_1.bias"]
-    for variant, wanted in (("x", cross), ("u", rest)):
-        assert [n for n in cross + rest if EsdConfig(variant=variant).trains(n)] == wanted
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0."
+CROSS = [BLOCK + n for n in ("attn2.to_q.weight", "attn2.to_k.weight", "attn2.to_out.0.bias")]
+#: by part: what every code trains, what the first one leaves out, what the later one does
+REST = {
+    "layers": ["conv_in.weight", BLOCK + "attn1.to_k.weight", "mid_block.resnets.0.time_emb_proj.bias",
+               "up_blocks.1.attentions.0.proj_out.weight", "add_embedding.linear_1.weight"],
+    "ends": ["time_embedding.linear_1.bias", "time_embedding.linear_2.weight", "conv_out.weight"],
+    "both": ["conv_norm_out.weight", "conv_norm_out.bias"],
+    "norms": [BLOCK + "norm2.weight", "down_blocks.0.attentions.0.norm.bias", "mid_block.resnets.1.norm1.weight"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("left_out", "parts"),
+    [("ends", ["layers", "norms"]), ("norms", ["layers", "ends"]), ("nothing", ["layers", "ends", "both", "norms"])],
+)
+def test_u_trains_what_its_code_trains_and_x_is_cross_attention_in_both(left_out: str, parts: list[str]) -> None:
+    every = [*CROSS, *(n for names in REST.values() for n in names)]
+    u, x = (EsdConfig(variant=v, left_out=left_out) for v in "ux")
+    assert [n for n in every if u.trains(n)] == [n for p in parts for n in REST[p]]
+    assert [n for n in every if x.trains(n)] == CROSS
 
 
 def test_prompts_are_all_phrases_in_all_templates() -> None:
@@ -36,6 +51,7 @@ def test_prompts_are_all_phrases_in_all_templates() -> None:
         ({"variant": "y"}, 'variant is "y": choose one of x, u'),
         ({"origin": "anchor"}, 'origin is "anchor"'),
         ({"drawn_by": "me"}, 'drawn_by is "me"'),
+        ({"left_out": "bias"}, 'left_out is "bias": choose one of ends, norms, nothing'),
         ({"eta": float("nan")}, "eta is nan"),
         ({"steps": 0}, "steps is 0"),
         ({"lr": 0.0}, "lr is 0.0"),

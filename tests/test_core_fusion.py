@@ -40,11 +40,14 @@ def change(width: int, seed: int) -> Transform:
 def brute_force(
     w: Tensor, refined: Tensor, parts: list[tuple[Tensor, Tensor]], kept: list[tuple[Tensor, float]], mu: float, ridge: float
 ) -> Tensor:
-    """min of Eq. 7 for one layer, every term a stacked and weighted equation x W*^T = y. ``parts``: (states, B D)."""
+    """min of Eq. 7 for one layer, every term a stacked and weighted equation x W*^T = y. ``parts``: (states, B D).
+
+    ||W* - W'||^2 has the weight mu: the public code solves from the refined weights on. What is kept has the original's values.
+    """
     x, y = [e for e, _ in parts], [e @ (refined + bd).T for e, bd in parts]
     x += [math.sqrt(a) * p for p, a in kept]
     y += [math.sqrt(a) * p @ w.T for p, a in kept]
-    for weight, start in ((mu, w), (ridge, refined)):
+    for weight, start in ((mu, refined), (ridge, refined)):
         x.append(math.sqrt(weight) * torch.eye(w.shape[1], dtype=torch.float64))
         y.append(math.sqrt(weight) * start.T)
     return torch.linalg.lstsq(torch.cat(x), torch.cat(y), driver="gelsd").solution.T
@@ -96,6 +99,15 @@ def test_one_lora_by_hand() -> None:
     assert fused.delta(K, torch.tensor([[5.0, 7.0]])).tolist() == [[3, 0]]
     assert fused.condition == 4
     assert fused.transform is None
+
+
+def test_what_no_prompt_of_the_loras_reaches_stays_refined_under_mu() -> None:
+    """mu pulls to W', so that beside the LoRAs' own states the refinement is what it was before the fusion."""
+    shapes, e = {K: (6, 12)}, torch.linalg.qr(normal(12, 12, seed=0)).Q
+    fusion, start, w = Fusion(shapes), change(12, 3), normal(6, 12, seed=2)
+    fusion.add(lora(shapes, 1, 10), [e[:4]])
+    fused = fusion.solve(RefinementConfig(lambda_2=0.0, mu=1e6, ridge=0.0), refinement=start, dtype=torch.float64)
+    torch.testing.assert_close(e[4:] @ fused.delta(K, w).T, e[4:] @ (w @ start.change).T, rtol=1e-9, atol=1e-9)
 
 
 def test_one_lora_without_priors_does_what_it_does_alone() -> None:

@@ -161,6 +161,8 @@ FEW = {"object": ("a {} runs", "my {} on wood"), "person": ("{} sings",)}
     [
         {"lambda_1": 0.02, "prior_rows": 100.0, "lambda_3": 0.7},
         {"lambda_1": 0.1, "prior_rows": 50.0, "lambda_3": 0.0, "double_scale": True},
+        {"lambda_1": 0.3, "prior_rows": 50.0, "lambda_3": 0.7, "double_scale": True},
+        {"lambda_1": 0.0, "lambda_3": 0.7, "mu": 0.5, "double_scale": True},
         {"lambda_1": 0.0, "lambda_3": 0.0, "mu": 3.0},
         {"lambda_1": 0.02, "lambda_3": 0.7, "mu": 0.5, "prior_rows": 10.0, "head": False},
     ],
@@ -174,8 +176,11 @@ def test_refinement_is_the_least_squares_solution_of_equation_19(values: dict) -
 
     w0 = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows = [context_rows(p, config.head) for p in pairs]
-    scale = (values["lambda_1"] ** 2 if config.double_scale else values["lambda_1"]) * config.prior_rows / 40
-    kept = [(captions, scale), (retained, values["lambda_3"]), (torch.eye(WIDTH, dtype=torch.float64), config.mu)]
+    # the public code's one scale s stands before both priors, s (captions + w retained) with lambda_1 = s and lambda_3 = s w,
+    # and is put there again when the sums are added to those of the concepts
+    again = values["lambda_1"] if config.double_scale else 1.0
+    scales = again * values["lambda_1"] * config.prior_rows / 40, again * values["lambda_3"]
+    kept = [(captions, scales[0]), (retained, scales[1]), (torch.eye(WIDTH, dtype=torch.float64), config.mu)]
     kept.append((torch.eye(WIDTH, dtype=torch.float64), transform.mu))
     x = [e for e, _ in rows] + [math.sqrt(a) * p for p, a in kept]
     y = [t @ w0.T for _, t in rows] + [math.sqrt(a) * p @ w0.T for p, a in kept]
@@ -229,9 +234,11 @@ def test_presets_are_the_papers_table_10() -> None:
     assert (thing.lambda_1, thing.lambda_2, thing.mu) == (0, 0, 100)
     person = RefinementConfig.for_kind("person")
     assert (person.lambda_1, person.lambda_2, person.lambda_3, person.mu) == (1e-4, 1e-4, 8, 0)
-    assert person.refinement_prior == pytest.approx(1e-4 * 30_000 * 77)
-    assert RefinementConfig.for_kind("person", double_scale=True).refinement_prior == pytest.approx(1e-8 * 30_000 * 77)
-    assert RefinementConfig.for_kind("person", double_scale=True).fusion_prior == pytest.approx(1e-4 * 30_000 * 77)
+    # MS-COCO 2014: 414,113 captions of its training pictures and 202,654 of its validation's, whole prompts of 77 tokens
+    rows, doubled = (414_113 + 202_654) * 77, RefinementConfig.for_kind("person", double_scale=True)
+    assert (person.refinement_prior, person.fusion_prior) == (pytest.approx(1e-4 * rows), pytest.approx(1e-4 * rows))
+    assert (doubled.refinement_prior, doubled.fusion_prior) == (pytest.approx(1e-8 * rows), pytest.approx(1e-4 * rows))
+    assert (person.refinement_domain, doubled.refinement_domain) == (8, pytest.approx(8e-4))
     with pytest.raises(ErasureError, match='unknown kind "thing"'):
         RefinementConfig.for_kind("thing")
 

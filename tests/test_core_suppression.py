@@ -17,9 +17,11 @@ from realera_nodes.core.errors import ErasureError
 from realera_nodes.core.spans import TextStates
 from realera_nodes.core.suppression import (
     ConceptPictures,
+    ConceptPrompts,
     SuppressionConfig,
     attention_masks,
     concept_pictures,
+    concept_prompts,
     noised,
     suppress,
     suppression_loss,
@@ -155,6 +157,67 @@ def test_steps_look_at_the_concept_s_tokens_in_noised_pictures(tail: bool) -> No
             i = next(i for i in range(3) if torch.equal(e, data.text.states[i]))
             noise = (z - ALPHAS[t].sqrt() * data.latents[i]) / (1 - ALPHAS[t]).sqrt()
             assert 0.6 < float(noise.std()) < 1.4
+
+
+def asked(count: int) -> ConceptPrompts:
+    """Prompts whose phrase stands elsewhere in each, and whose tail begins after it."""
+    phrase, tail = torch.zeros(2, count, LENGTH, dtype=torch.bool)
+    for k in range(count):
+        phrase[k, 1 + k % 4], tail[k, 2 + k % 4 :] = True, True
+    states = torch.randn(count, LENGTH, WIDTH, generator=torch.Generator().manual_seed(77))
+    return ConceptPrompts(TextStates(states, [[k] * LENGTH for k in range(count)]), phrase, tail)
+
+
+@pytest.mark.parametrize("tail", [True, False])
+def test_each_sample_draws_one_of_the_prompts_whatever_its_picture_is(tail: bool) -> None:
+    model, data, prompts = Toy(), replace(pictures(), asked=asked(4)), asked(4)
+    suppress(model, data, ALPHAS, replace(CONFIG, steps=200, tail=tail))
+    drawn = torch.zeros(3, 4)
+    for call in model.calls:
+        tokens = torch.zeros(LENGTH, dtype=torch.bool)
+        for z, t, e in zip(call.z, call.t, call.text.states, strict=True):
+            k = next(k for k in range(4) if torch.equal(e, prompts.text.states[k]))
+            noise = [(z - ALPHAS[t].sqrt() * x) / (1 - ALPHAS[t]).sqrt() for x in data.latents]
+            i = min(range(3), key=lambda i: abs(float(noise[i].std()) - 1))
+            drawn[i, k] += 1
+            tokens |= prompts.phrase[k] | (prompts.tail[k] & tail)
+        assert call.columns == tokens.nonzero()[:, 0].tolist()
+    assert drawn.sum() == 400
+    assert float(drawn.sum(0).min()) > 60, "each prompt is drawn as often as the others"
+    assert float(drawn.min()) > 5, "and with every picture"
+
+
+def test_a_prompt_s_own_tokens_are_pressed_down_and_no_other_s() -> None:
+    """Of a batch of two prompts each row counts its own phrase alone: the loss is the mean of the two alone."""
+    data = replace(pictures(count=1), asked=asked(2))
+    seen = []
+    for batch in (1, 2):
+        model = Toy()
+        seen += suppress(model, data, ALPHAS, replace(CONFIG, steps=1, batch=batch, tail=False)).losses
+        for z, t, text in ((c.z, c.t, c.text) for c in list(model.calls)):
+            total = 0.0
+            for i in range(len(z)):
+                k = text.ids[i][0]
+                columns = data.asked.phrase[k].nonzero()[:, 0]
+                with torch.no_grad(), model.teacher():
+                    maps = model.attention(z[i : i + 1], t[i : i + 1], text[i], columns)
+                total += float(suppression_loss(maps, torch.ones(1, len(columns)), None, (SIZE, SIZE))) / len(z)
+            assert seen[-1] == pytest.approx(total, rel=1e-5)
+
+
+def test_without_prompts_to_ask_each_picture_is_asked_by_its_own() -> None:
+    model, data = Toy(), pictures()
+    own = ConceptPrompts(data.text, data.phrase, data.tail)
+    plain = suppress(model, data, ALPHAS, CONFIG).losses
+    assert all(any(torch.equal(e, x) for x in own.text.states) for c in model.calls for e in c.text.states)
+    assert suppress(Toy(), replace(data, asked=own), ALPHAS, CONFIG).losses != plain
+
+
+def test_masks_are_looked_for_with_the_picture_s_own_prompt() -> None:
+    model, data = Toy(), replace(pictures(), asked=asked(4))
+    attention_masks(model, data, ALPHAS, CONFIG)
+    assert [torch.equal(c.text.states[0], data.text.states[i // 3]) for i, c in enumerate(model.calls)] == [True] * 9
+    assert all(c.columns == [2, 3] for c in model.calls)
 
 
 def test_timesteps_are_focal_or_uniform() -> None:
@@ -302,6 +365,27 @@ def test_token_positions_come_from_the_prompts() -> None:
     data = concept_pictures(torch.zeros(2, 4, 4, 4), ["a red {} runs", "{}"], "dog", encode, own.__getitem__)
     assert data.phrase.int().tolist() == [[0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
     assert data.tail.int().tolist() == [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]]
+    assert data.asked is None
+    asked = concept_prompts(["{}", "a red {} runs"], "dog", encode, own.__getitem__)
+    assert torch.equal(asked.phrase, data.phrase.flip(0))
+    assert torch.equal(asked.tail, data.tail.flip(0))
+    assert asked.text.ids == data.text.ids[::-1]
+
+
+def test_every_word_of_the_phrase_is_its_own_wherever_it_stands() -> None:
+    """A template may hold the phrase's words itself: "a {} in front of a wall" with the concept "wall"."""
+
+    def encode(prompts) -> TextStates:
+        return TextStates(torch.zeros(1, LENGTH, WIDTH), [[90, 5, 6, 1, 5, 6, 99, 99]])
+
+    ids = {"": [], "brick wall": [5, 6], "owl": [7]}.__getitem__
+    for made in (
+        concept_pictures(torch.zeros(1, 4, 4, 4), ["{} by brick wall"], "brick wall", encode, ids),
+        concept_prompts(["{} by brick wall"], "brick wall", encode, ids),
+    ):
+        assert made.phrase.int().tolist() == [[0, 1, 1, 0, 1, 1, 0, 0]]
+    with pytest.raises(ErasureError, match='tokens of "owl" do not stand at the place of'):
+        concept_prompts(["{} by brick wall"], "owl", encode, ids)
 
 
 def test_noised_is_the_forward_process() -> None:

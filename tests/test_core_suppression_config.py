@@ -14,6 +14,7 @@ def test_presets_are_the_papers() -> None:
     assert [c.lr for c in kinds.values()] == [1e-5, 1e-4, 1e-4, 1e-5]
     assert [c.cfis for c in kinds.values()] == [True, True, True, False]
     assert {c.rank for c in kinds.values()} == {1}
+    assert {c.prompts for c in kinds.values()} == {30}
     assert SuppressionConfig.for_kind("object", steps=7).steps == 7
     with pytest.raises(ErasureError, match='unknown kind "thing"'):
         SuppressionConfig.for_kind("thing")
@@ -34,6 +35,7 @@ def test_presets_are_the_papers() -> None:
         ({"t1": 400.0}, "t1 is 400.0 and t2 is 400.0"),
         ({"gamma": 0.0}, "gamma is 0.0"),
         ({"images": 0}, "images and image_steps"),
+        ({"prompts": 0}, "prompts is 0"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"mask": "sam"}, 'mask is "sam"'),
         ({"mask_threshold": 1.0}, "mask_threshold is 1.0"),

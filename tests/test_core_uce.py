@@ -81,8 +81,9 @@ def test_last_subject_tokens_by_the_formula_in_every_layer(s_e: float, s_p: floa
 
 
 @pytest.mark.parametrize("guide", ["", "art", "one two three four five"])
-def test_aligned_tokens_by_the_formula_in_every_layer(guide: str) -> None:
-    """From the last subject tokens on through the end and the padding, as far as both go."""
+def test_the_first_script_by_the_formula_in_every_layer(guide: str) -> None:
+    """Erased from the last subject tokens on through the end and the padding, as far as both go. Kept: all rows of the empty
+    prompt and of every preserved phrase, the start token among them, at 1 / (1 + their number); lambda is .5."""
     config = replace(UCE_OLD, guide=guide)
     transform = uce(encode, words, CONCEPTS, config, WIDTH)
     other, j = encode([guide]).states[0], len(guide.split())
@@ -90,10 +91,33 @@ def test_aligned_tokens_by_the_formula_in_every_layer(guide: str) -> None:
     for p, i in (("big red dog", 3), ("hound", 1), ("van", 1)):
         n = LENGTH - max(i, j)
         erased.append((encode([p]).states[0, i : i + n], other[j : j + n]))
-    kept = [encode([p]).states[0, n:] for p, n in (("wolf", 1), ("old fox", 2), ("ship", 1))]
+    kept = [encode([p]).states[0] for p in ("", "wolf", "old fox", "ship")]
     for seed in (0, 1):
         w = layer(seed)
-        assert close(w + transform.delta(w), by_hand(w, erased, kept, 1, [2 / 3, 1 / 3, 1 / 3], 0.1))
+        assert close(w + transform.delta(w), by_hand(w, erased, kept, 1, [1 / 4, 2 / 4, 1 / 4, 1 / 4], 0.5))
+
+
+def test_the_first_script_keeps_the_empty_prompt_where_nothing_else_is_kept() -> None:
+    concept = Concept("red dog", "cat")
+    transform = uce(encode, words, [concept], UCE_OLD, WIDTH)
+    erased = [(encode(["red dog"]).states[0, 2:], encode([""]).states[0, : LENGTH - 2])]
+    w = layer(4)
+    assert close(w + transform.delta(w), by_hand(w, erased, [encode([""]).states[0]], 1, [1.0], 0.5))
+
+
+@pytest.mark.parametrize("tokens", ["last-subject", "aligned"])
+@pytest.mark.parametrize("kept_tokens", ["edited", "all"])
+@pytest.mark.parametrize("keep_empty", [False, True])
+def test_what_is_kept_does_not_hang_on_what_is_edited(tokens: str, kept_tokens: str, keep_empty: bool) -> None:
+    config = UceConfig(tokens=tokens, kept_tokens=kept_tokens, keep_empty=keep_empty, preserve_scale=0.7)
+    found = uce_grams(encode, words, CONCEPTS, config, WIDTH).preserved
+    rows = [(encode([""]).states[0], 1.0)] if keep_empty else []
+    for phrase, last, weight in (("wolf", 1, 2.0), ("old fox", 2, 1.0), ("ship", 1, 1.0)):
+        states = encode([phrase]).states[0]
+        part = states if kept_tokens == "all" else states[last : last + 1] if tokens == "last-subject" else states[last:]
+        rows.append((part, weight))
+    expected = sum(0.7 * weight * part.T @ part for part, weight in rows)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_each_concept_to_its_own_anchor() -> None:
@@ -130,10 +154,15 @@ def test_without_preserved_phrases_only_the_ridge_keeps() -> None:
     torch.testing.assert_close(transform.rows(other[None])[0], other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("count", "scale"), [(0, 1.0), (1, 1.0), (4, 0.25), (10, 0.1), (100, 0.1)])
-def test_the_old_code_keeps_the_less_the_more_there_is(count: int, scale: float) -> None:
+@pytest.mark.parametrize(("count", "scale"), [(0, 1.0), (1, 0.5), (3, 0.25), (8, 1 / 9), (9, 0.1), (100, 0.1)])
+def test_the_first_script_keeps_the_less_the_more_there_is_and_counts_the_empty_prompt(count: int, scale: float) -> None:
     assert UCE_OLD.kept_scale(count) == scale
     assert UCE_NEW.kept_scale(count) == 1.0
+
+
+@pytest.mark.parametrize(("count", "scale"), [(0, 1.0), (1, 1.0), (4, 0.25), (10, 0.1), (100, 0.1)])
+def test_without_the_empty_prompt_the_phrases_alone_are_counted(count: int, scale: float) -> None:
+    assert UceConfig(preserve_scale=0.0).kept_scale(count) == scale
 
 
 def test_the_two_codes() -> None:
@@ -144,7 +173,9 @@ def test_the_two_codes() -> None:
         1,
         "",
     )
-    assert (UCE_OLD.tokens, UCE_OLD.mu, UCE_OLD.erase_scale) == ("aligned", 0.1, 1)
+    assert (UCE_NEW.kept_tokens, UCE_NEW.keep_empty) == ("edited", False)
+    assert (UCE_OLD.tokens, UCE_OLD.mu, UCE_OLD.erase_scale) == ("aligned", 0.5, 1)
+    assert (UCE_OLD.kept_tokens, UCE_OLD.keep_empty) == ("all", True)
 
 
 def test_a_concept_is_moved_by_its_own_row_and_no_other() -> None:
@@ -168,6 +199,7 @@ def test_keys_and_values() -> None:
     ("change", "sentence"),
     [
         ({"tokens": "first"}, 'tokens is "first": choose one of last-subject, aligned'),
+        ({"kept_tokens": "none"}, 'kept_tokens is "none": choose one of edited, all'),
         ({"erase_scale": 0.0}, "erase_scale is 0.0"),
         ({"mu": 0.0}, "mu is 0.0: it must be above 0"),
         ({"mu": float("inf")}, "mu is inf"),

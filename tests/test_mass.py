@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from realera_nodes.backends.student import PeftStudent
 from realera_nodes.core.alignment import AlignmentConfig
 from realera_nodes.core.concepts import Concept, Preserved
 from realera_nodes.core.errors import ErasureError
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.core.refinement import RefinementConfig
 from realera_nodes.core.suppression import SuppressionConfig
+from realera_nodes.core.templates import CONTEXTS
 from realera_nodes.formats.checkpoint import open_checkpoint
 from realera_nodes.formats.lora import read_lora
 from realera_nodes.job import Job, open_source, planned_files, run
 from realera_nodes.mass import MassErasure, erase_many
 from realera_nodes.mass_config import MassConfig
+from realera_nodes.mass_work import Work, train_concept
+from realera_nodes.mining import silent
 from realera_nodes.parallel import shelf_of, train_all
 from tests.tiny import SIDE, tiny_backend, tiny_files
 
@@ -82,6 +86,32 @@ def test_what_is_retained_moves_less() -> None:
         return sum(float((kept @ d.T).norm()) for d in deltas(erase_many(backend, CONCEPTS, config, retained)).values())
 
     assert drift(KEPT) < 0.5 * drift(())
+
+
+@pytest.mark.parametrize(
+    ("concept", "prompts", "wanted"),
+    [
+        (CONCEPTS[0], 30, {t.format("airplane") for t in CONTEXTS["object"]}),
+        (replace(CONCEPTS[0], kind="person"), 4, {t.format("airplane") for t in CONTEXTS["person"][:4]}),
+        (replace(CONCEPTS[0], templates=("see {}", "{} here")), 30, {"see airplane", "airplane here"}),
+        (CONCEPTS[0], 1, {"a photo of the airplane"}),
+    ],
+)
+def test_each_step_asks_by_one_of_the_prompts_of_the_concept(concept, prompts, wanted, monkeypatch) -> None:
+    backend, asked = tiny_backend("sd1"), []
+    attention = PeftStudent.attention
+
+    def watched(self, z, t, text, columns=None):
+        asked.extend(text.states)
+        return attention(self, z, t, text, columns)
+
+    monkeypatch.setattr(PeftStudent, "attention", watched)
+    config = replace(SMALL, suppression=replace(SMALL.suppression, steps=60, mask="none", prompts=prompts))
+    train_concept(Work(backend, (concept,), (), config, silent), 0)
+    known = {p: backend.encode([p]).states[0] for p in wanted}
+    found = {next(p for p, x in known.items() if torch.equal(x, e)) for e in asked}
+    assert len(asked) == 60
+    assert len(found) > 0.7 * len(wanted)
 
 
 def test_given_pictures_and_masks_are_trained_on() -> None:
@@ -186,3 +216,18 @@ def test_several_processes_train_the_same_loras(executor: str, tmp_path: Path, m
 def test_an_unknown_executor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ErasureError, match="local, ray"):
         train_all(job(tmp_path / "out"), 1, "slurm")
+
+
+def test_realera_mass_keeps_the_head_of_every_prompt_that_it_erases() -> None:
+    """Rows that are their own targets and the start token: one for each context, concept prompt, sample and mined word."""
+    backend = tiny_backend("sd1")
+    config = replace(SMALL, method="realera-mass")
+    work = Work(backend, CONCEPTS[:1], (), config, silent)
+    rows = list(work._rows())
+    start = backend.encode([""]).states[0, 0]
+    kept = sum(int(((e == start).all(1) & (e == to).all(1)).sum()) for e, to in rows)
+    pairs = work.groups[0]
+    assert kept == config.refinement.contexts + len(pairs) * (1 + config.neighbors.m) + len(work.mined.near)
+    assert work.mined.near
+    bare = Work(backend, CONCEPTS[:1], (), replace(config, refinement=replace(config.refinement, head=False)), silent)
+    assert not any(bool((e == start).all(1).any()) for e, _ in bare._rows())

@@ -257,3 +257,22 @@ def test_text_widgets_become_concepts(nodes) -> None:
     assert (made.phrase, made.aliases, made.prompts) == ("airplane", ("jet", "airliner"), ("a {}", "{}"))
     assert [(k.phrase, k.weight) for k in made.preserve] == [("bird", 1.0), ("ships", 2.5), ("ratio 16:9 screen", 1.0)]
     assert parsing.concept("a", "b", "object").templates is None
+
+
+def test_graphs_of_earlier_versions_still_load_and_run(nodes) -> None:
+    """Widgets that came later are optional and last: values go by their order, and inputs that are missing by their names."""
+    later = {"RealEra_Uce": ["kept_tokens", "keep_empty"], "RealEra_TrainEsd": ["left_out"],
+             "RealEra_TrainSuppression": ["prompts"], "RealEra_EraseMany": ["prompts"]}  # fmt: skip
+    for key, names in later.items():
+        widgets = [i for i in nodes[key][1].inputs if i.default is not None]
+        assert [i.id for i in widgets[-len(names) :]] == names
+        assert [i.id for i in widgets if i.optional] == names, key
+    assert nodes["RealEra_Uce"][0].validate_inputs("aligned", True, "", "{}", True, True) is True
+    assert nodes["RealEra_TrainEsd"][0].validate_inputs("u", "empty", "tuned", "{}") is True
+    assert "kept_tokens is " in nodes["RealEra_Uce"][0].validate_inputs("aligned", True, "", "{}", True, True, "some")
+    assert "left_out is " in nodes["RealEra_TrainEsd"][0].validate_inputs("u", "empty", "tuned", "{}", "all")
+    mass = sys.modules["realera_nodes.nodes.mass_inputs"]
+    given = {i.id: i.default for i in mass.SUPPRESSION}
+    for paper in (True, False):
+        assert mass.suppression_config("object", paper, 0, given).prompts == 30
+        assert mass.suppression_config("object", paper, 0, given | {"prompts": 1}).prompts == 1

@@ -39,9 +39,9 @@ def prior_of(backend, **changes):
 
 
 def outer(backend, prompts: list[str]) -> tuple[torch.Tensor, float]:
-    """Sum of p p^T over every token of prompts but the first, and how many there are; row by row."""
+    """Sum of p p^T over every token of prompts, start token and padding too, and how many there are; row by row."""
     total, count = torch.zeros(backend.context_width, backend.context_width, dtype=torch.float64), 0.0
-    for states, weights in backend.rows(prompts):
+    for states, weights in backend.rows(prompts, start=True):
         for x, w in zip(states.double(), weights.tolist(), strict=True):
             total += w * torch.outer(x, x)
             count += w
@@ -51,7 +51,7 @@ def outer(backend, prompts: list[str]) -> tuple[torch.Tensor, float]:
 def test_the_sums_are_those_of_every_token(backend) -> None:
     prior = prior_of(backend)
     total, count = outer(backend, CAPTIONS)
-    assert count == 76 * len(CAPTIONS)
+    assert count == 77 * len(CAPTIONS)
     assert torch.allclose(prior.general, total / count, rtol=1e-9, atol=1e-12)
     kept = sum(p.weight * outer(backend, [t.format(p.phrase)])[0] for p in KEPT for t in CONTEXTS["object"][:2])
     # encoded in other batches, so float32 rounding apart; relative to the whole, as small entries are sums of large ones
@@ -59,10 +59,30 @@ def test_the_sums_are_those_of_every_token(backend) -> None:
     assert (prior.captions, prior.retained) == (3, KEPT)
 
 
+@pytest.mark.parametrize("method", ["mace", "realera-mass"])
+def test_a_mass_erasure_s_own_sums_are_those_of_every_token_too(method: str, backend, monkeypatch) -> None:
+    monkeypatch.setattr("realera_nodes.mining.captions", lambda without, own=None: CAPTIONS)
+    config = replace(SMALL, method=method, neighbors=replace(SMALL.neighbors, words=0))
+    work = Work(backend, CONCEPTS, KEPT, config, silent)
+    total, count = outer(backend, CAPTIONS)
+    assert torch.dist(work.general, total / count) <= 1e-5 * (total / count).norm()
+    kept = sum(p.weight * outer(backend, [t.format(p.phrase)])[0] for p in KEPT for t in CONTEXTS["object"][:2])
+    assert torch.dist(work.domain, kept) <= 1e-5 * kept.norm()
+
+
+def test_one_s_own_prior_with_and_without_the_start_token_are_kept_apart(backend) -> None:
+    """Both are cached by the encoder and the captions: what one asked for is not what the other gets."""
+    both = [prior_gram(backend, (), silent, CAPTIONS, start=start) for start in (False, True, False, True)]
+    assert torch.equal(both[0], both[2])
+    assert torch.equal(both[1], both[3])
+    start = backend.encode([""]).states[0, 0].double()
+    assert torch.dist(77 * both[1], 76 * both[0] + torch.outer(start, start)) <= 1e-5 * (77 * both[1]).norm()
+
+
 def test_captions_of_what_is_erased_are_left_out(backend) -> None:
     prior = prior_of(backend, without=("airplane",))
     assert prior.captions == 2
-    assert torch.equal(prior.general, prior_gram(backend, (), silent, [CAPTIONS[0], CAPTIONS[2]]))
+    assert torch.equal(prior.general, prior_gram(backend, (), silent, [CAPTIONS[0], CAPTIONS[2]], start=True))
     with pytest.raises(ErasureError, match="every caption of the prior holds"):
         prior_of(backend, without=("a", "birds"), own=["a bird", "two birds"])
 

@@ -98,18 +98,19 @@ class ComfyText:
             )
         return self._word_ids(phrase)
 
-    def rows(self, prompts: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
-        """States (n, d) and weights (n,) of prompts' tokens without the start token, a batch at a time.
+    def rows(self, prompts: Sequence[str], start: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """States (n, d) and weights (n,) of prompts' tokens, a batch at a time; the start token among them with ``start``.
 
         The encoders are causal, so prompts are cut after two padding tokens; the last one counts for all that follow.
         """
         ordered = sorted(dict.fromkeys(prompts), key=len)
-        for start in range(0, len(ordered), 4 * ENCODE_BATCH):
-            words = [self._word_ids(p)[: LENGTH - 2] for p in ordered[start : start + 4 * ENCODE_BATCH]]
+        first = 0 if start else 1
+        for done in range(0, len(ordered), 4 * ENCODE_BATCH):
+            words = [self._word_ids(p)[: LENGTH - 2] for p in ordered[done : done + 4 * ENCODE_BATCH]]
             length = min(LENGTH, max(map(len, words)) + 4)
             weights = torch.ones(len(words), length)
             weights[:, -1] += LENGTH - length
-            yield self._states(words, length)[:, 1:].flatten(0, 1), weights[:, 1:].flatten()
+            yield self._states(words, length)[:, first:].flatten(0, 1), weights[:, first:].flatten()
 
     def end_states(self, prompts: Sequence[str], batch: int = 256) -> Tensor:
         """The state of each prompt's end-of-text token: (N, d)."""

@@ -48,21 +48,22 @@ class DiffusersText:
         return self._texts.gather(prompts)
 
     @torch.no_grad()
-    def rows(self, prompts: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
-        """States (n, d) and weights (n,) of prompts' tokens without the start token, a batch at a time.
+    def rows(self, prompts: Sequence[str], start: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """States (n, d) and weights (n,) of prompts' tokens, a batch at a time; the start token among them with ``start``.
 
         The encoder is causal, so prompts are cut after two padding tokens; the last one counts for all that follow.
         """
         longest = self.pipe.tokenizer.model_max_length
         ordered = sorted(dict.fromkeys(prompts), key=len)
-        for start in range(0, len(ordered), 4 * ENCODE_BATCH):
-            batch = ordered[start : start + 4 * ENCODE_BATCH]
+        first = 0 if start else 1
+        for done in range(0, len(ordered), 4 * ENCODE_BATCH):
+            batch = ordered[done : done + 4 * ENCODE_BATCH]
             counts = [len(ids) for tokenizer, _ in self._texters for ids in tokenizer(batch, truncation=True).input_ids]
             length = min(longest, max(counts) + 2)
             states = torch.cat(self._read([self._padded(tokenizer, batch, length) for tokenizer, _ in self._texters]), -1)
             weights = torch.ones(len(batch), length)
             weights[:, -1] += longest - length
-            yield states[:, 1:].flatten(0, 1), weights[:, 1:].flatten()
+            yield states[:, first:].flatten(0, 1), weights[:, first:].flatten()
 
     @torch.no_grad()
     def end_states(self, prompts: Sequence[str], batch: int = 256) -> Tensor:

@@ -26,6 +26,9 @@ from .training import TrainState, record, restore
 DAMAGED = ("the model predicts NaN or infinite noise: its weights are damaged, or overflow in half precision; "
            "load another file, or compute in float32.")  # fmt: skip
 VARIANTS, ORIGINS, DRAWN_BY = ("x", "u"), ("empty", "concept"), ("tuned", "frozen")
+LEFT_OUT = ("ends", "norms", "nothing")
+#: first parts of the names (diffusers') of what the first code never trains: how time comes in, and what gives the prediction out
+ENDS = ("time_embedding", "conv_norm_out", "conv_out")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class EsdConfig:
     """Settings of ESD. The defaults are the original ones; ``ESD_NEWER`` are those of the later code.
 
     Attributes:
-        variant: "x" trains cross-attention alone, "u" all but cross-attention
+        variant: "x" trains cross-attention alone, "u" all but cross-attention and what ``left_out`` says
         eta: how far the target lies beyond the origin, away from the concept
         origin: what the target is measured from: "empty", the formula above, or "concept", the later code's
             eps0(c) - eta (eps0(c) - eps0("")), whose eta 2 is the formula's eta 1, and whose eta 0 changes nothing
@@ -42,6 +45,8 @@ class EsdConfig:
         drawn_by: whose x_t: of the "tuned" network, or of the "frozen" one
         clip: largest norm of the gradient; 0 is off
         templates: prompts of a concept; {} is the phrase
+        left_out: what of the rest "u" does not train: "ends", the time embedding and the output layers (first code), "norms",
+            all normalisation (later code, which trains linear layers and convolutions), or "nothing"
     """
 
     variant: str = "x"
@@ -56,12 +61,14 @@ class EsdConfig:
     clip: float = 0.0
     templates: tuple[str, ...] = ("{}",)
     seed: int = 0
+    left_out: str = "ends"
 
     def __post_init__(self) -> None:
         rules = [
             (self.variant in VARIANTS, f'variant is "{self.variant}": choose one of {", ".join(VARIANTS)}'),
             (self.origin in ORIGINS, f'origin is "{self.origin}": choose one of {", ".join(ORIGINS)}'),
             (self.drawn_by in DRAWN_BY, f'drawn_by is "{self.drawn_by}": choose one of {", ".join(DRAWN_BY)}'),
+            (self.left_out in LEFT_OUT, f'left_out is "{self.left_out}": choose one of {", ".join(LEFT_OUT)}'),
             (math.isfinite(self.eta), f"eta is {self.eta}: it must be finite"),
             (self.steps >= 1, f"steps is {self.steps}: it must be 1 or more"),
             (0 < self.lr <= 1, f"lr is {self.lr}: it must be above 0 and at most 1"),
@@ -79,11 +86,16 @@ class EsdConfig:
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of this (diffusers) name is trained."""
-        return ("attn2" in name.split(".")) == (self.variant == "x")
+        parts = name.split(".")
+        if self.variant == "x" or "attn2" in parts:
+            return ("attn2" in parts) == (self.variant == "x")
+        if self.left_out == "ends":
+            return parts[0] not in ENDS
+        return self.left_out == "nothing" or not any("norm" in part for part in parts)
 
 
 ESD_ORIGINAL = EsdConfig()
-ESD_NEWER = EsdConfig(eta=2.0, origin="concept", steps=200, lr=5e-5, drawn_by="frozen")
+ESD_NEWER = EsdConfig(eta=2.0, origin="concept", steps=200, lr=5e-5, drawn_by="frozen", left_out="norms")
 
 
 def esd_prompts(concepts: Sequence[Concept], config: EsdConfig) -> list[str]:

@@ -2,11 +2,13 @@
 
 LoRA i should do to its own concept's prompts what it does alone, and no more. With W the original weight, W' = W + W X the
 refined one (X = T - I of core.refinement), G_i = sum e e^T over the states of concept i's prompts, G = sum_i G_i, P the sum
-of kept states with all weights applied (mu I among them) and rho a numerical ridge, Eq. 7 is
+of kept states with all weights applied and rho = mu + a numerical ridge, Eq. 7 is
 
     min_W* sum_i sum_e ||W* e - (W' + B_i D_i) e||^2 + sum_p ||W* p - W p||^2 + rho ||W* - W'||^2,
 
-quadratic in W*. Its derivative vanishes where, with C = G + P + rho I,
+where what is kept has the original's values, and mu pulls to the refined weights: the paper writes ||W' - W||^2 for the
+refinement alone, and the public code starts the fusion from W'. It is quadratic in W*. Its derivative vanishes where, with
+C = G + P + rho I,
 
     W* C = W' G + sum_i B_i D_i G_i + W P + rho W'
          = W C + W X (G + rho I) + sum_i B_i (D_i G_i),
@@ -142,16 +144,16 @@ class Fusion:
         if not self.count:
             raise ErasureError("no LoRA to fuse was given: add at least one.")
         kept = Grams(self.width)
-        add_priors(kept, config.fusion_prior, config, general, domain)
+        add_priors(kept, general, config.fusion_prior, domain, config.lambda_3)
         gram = self.gram
         c = gram + kept.preserved
-        ridge = config.ridge * float(c.diagonal().mean())
-        c.diagonal().add_(ridge)
+        pull = config.mu + config.ridge * (float(c.diagonal().mean()) + config.mu)
+        c.diagonal().add_(pull)
         lower, condition = _factorised(c, config)
         transform = None
         if refinement is not None:
             start = refinement.change.to(c)
-            transform = Transform(_over(start @ gram + ridge * start, lower), condition, config.mu)
+            transform = Transform(_over(start @ gram + pull * start, lower), condition, config.mu)
         return Fused(transform, self._factors(lower, dtype), condition)
 
     def _factors(self, lower: Tensor, dtype: torch.dtype) -> Factors:

@@ -24,16 +24,17 @@ from .spans import ErasurePair, TextStates, make_pair
 from .templates import CONTEXTS, contexts_of
 
 T = TypeVar("T")
-#: rows of the prior that the paper's lambda_1 is taken to weigh: 30,000 captions of 77 tokens
-CAPTION_ROWS = 30_000 * 77.0
+#: rows of the prior that the paper's lambda_1 weighs: the public code sums over all captions of MS-COCO 2014, 77 tokens of each
+CAPTION_ROWS = 616_767 * 77.0
 
 
 @dataclass(frozen=True)
 class RefinementConfig:
     """Weights of MACE's two closed forms: refinement (Eq. 1, 19) and fusion (Eq. 7).
 
-    The paper states lambda_1 and lambda_2 for a sum over MS-COCO captions and does not say how many. Here the general prior
-    is a mean over captions, counted ``prior_rows`` times, so that the same lambda means the same with any list of captions.
+    The paper states lambda_1 and lambda_2 for a sum over MS-COCO captions and does not say how many; its public script takes
+    all. Here the general prior is a mean over captions, counted ``prior_rows`` times, so that the same lambda means the same
+    with any list of captions.
 
     Attributes:
         lambda_1: weight of the general prior in the refinement (Table 10: 1e-4, explicit content 7e-7)
@@ -43,8 +44,8 @@ class RefinementConfig:
         mu: weight of ||W' - W||^2, for objects, which captions are full of, in place of the general prior (Table 10 lists it
             in the column of lambda_1: 0.1 to 1000). Captions without the erased words are the other way out
         prior_rows: rows that the general prior stands for
-        double_scale: the public code multiplies the general prior by its scale twice in the refinement, so that the
-            published numbers were made with lambda_1^2 = 1e-8 there; on, lambda_1 is squared
+        double_scale: the public code multiplies both priors by its scale, lambda_1, twice in the refinement, so that the
+            published numbers were made with lambda_1^2 = 1e-8 and lambda_1 lambda_3 there; on, it is done so here
         contexts: prompts a phrase, at most; 30 is all
         head: take the rows before the phrase, the start token among them, as their own targets
         ridge: numerical, relative to the mean of C's diagonal; anchored to what the closed form starts from
@@ -81,7 +82,16 @@ class RefinementConfig:
     @property
     def refinement_prior(self) -> float:
         """What a mean over captions is multiplied with in the refinement."""
-        return (self.lambda_1**2 if self.double_scale else self.lambda_1) * self.prior_rows
+        return self.lambda_1 * self._again * self.prior_rows
+
+    @property
+    def refinement_domain(self) -> float:
+        """What the sum over the retained concepts is multiplied with in the refinement."""
+        return self.lambda_3 * self._again
+
+    @property
+    def _again(self) -> float:
+        return self.lambda_1 if self.double_scale else 1.0
 
     @property
     def fusion_prior(self) -> float:
@@ -163,20 +173,23 @@ def refinement_grams(
     grams = Grams(width)
     for e, targets in in_batches(context_rows(pair, config.head) for pair in pairs):
         grams.erase(e, targets)
-    add_priors(grams, config.refinement_prior, config, general, domain)
+    keep_priors(grams, config, general, domain)
     return grams
 
 
-def add_priors(
-    grams: Grams, general_weight: float, config: RefinementConfig, general: Tensor | None, domain: Tensor | None
-) -> None:
-    """Adds what both closed forms keep: general prior, retained concepts, and mu I, which is mu ||W' - W||^2."""
-    if general is not None and general_weight:
-        grams.add_prior(general_weight * general, general_weight)
-    if domain is not None and config.lambda_3:
-        grams.add_prior(config.lambda_3 * domain, 0)
+def keep_priors(grams: Grams, config: RefinementConfig, general: Tensor | None, domain: Tensor | None) -> None:
+    """Adds what the refinement keeps: general prior, retained concepts, and mu I, which is mu ||W' - W||^2."""
+    add_priors(grams, general, config.refinement_prior, domain, config.refinement_domain)
     if config.mu:
         grams.add_prior(config.mu * torch.eye(grams.width, dtype=torch.float64), 0)
+
+
+def add_priors(grams: Grams, general: Tensor | None, general_weight: float, domain: Tensor | None, domain_weight: float) -> None:
+    """Adds what both closed forms keep, general prior and retained concepts, (d, d) each, with a closed form's own weights."""
+    if general is not None and general_weight:
+        grams.add_prior(general_weight * general, general_weight)
+    if domain is not None and domain_weight:
+        grams.add_prior(domain_weight * domain, 0)
 
 
 def grouped(items: Iterable[T], size: Callable[[T], int], rows: int) -> Iterator[list[T]]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .alignment import Student, join
 from .attention import AttentionMaps, concept_map, layer_size, resized
+from .concept_prompts import ConceptPrompts, Encode, PhraseIds, concept_prompts
 from .errors import ErasureError
-from .refinement import end_position
-from .spans import TextStates, template_span
+from .spans import TextStates
 from .timesteps import draw, focal_density, uniform_density
 from .training import TrainState, record, restore
 
@@ -37,6 +37,8 @@ class SuppressionConfig:
         cfis: draw timesteps by concept-focal importance sampling (Eq. 5); off, uniformly (explicit content)
         t1, t2, gamma: of Eq. 5
         images, image_steps, guidance: pictures of the concept that the model draws for its training
+        prompts: prompts of the concept, at most, of which each noisy picture is asked by a random one, whatever it was drawn
+            by (public code: 30); 1 is the picture's own
         mask: where attention is suppressed: "attention" is the model's own, thresholded; "given" comes with the pictures;
             "none" is the whole picture
         mask_threshold: a pixel is in the model's own mask if its attention to the phrase's tokens, averaged over layers,
@@ -65,6 +67,7 @@ class SuppressionConfig:
     tail: bool = True
     squared: bool = False
     seed: int = 0
+    prompts: int = 30
 
     def __post_init__(self) -> None:
         rules = [
@@ -80,6 +83,7 @@ class SuppressionConfig:
             (0 < self.gamma < math.inf, f"gamma is {self.gamma}: it must be above 0 and finite"),
             (self.images >= 1 and self.image_steps >= 1, "images and image_steps must be 1 or more"),
             (math.isfinite(self.guidance), f"guidance is {self.guidance}: it must be finite"),
+            (self.prompts >= 1, f"prompts is {self.prompts}: it must be 1 (the picture's own) or more"),
             (self.mask in MASKS, f'mask is "{self.mask}": choose one of {", ".join(MASKS)}'),
             (0 < self.mask_threshold < 1, f"mask_threshold is {self.mask_threshold}: it must lie between 0 and 1"),
             (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
@@ -125,10 +129,9 @@ class ConceptPictures:
 
     Attributes:
         latents: (N, 4, h, w), noiseless, as the model's own sampling ends
-        text: the N prompts that they belong to
-        phrase: (N, L) bool, the concept's own tokens
-        tail: (N, L) bool, end token and padding
+        text, phrase, tail: the N prompts that they belong to, as ``ConceptPrompts`` has them
         masks: (N, H, W) in [0, 1], 1 on the concept, at any resolution; None: the whole picture
+        asked: prompts that training draws from, any picture's; None: each picture is asked by its own
     """
 
     latents: Tensor
@@ -136,6 +139,7 @@ class ConceptPictures:
     phrase: Tensor
     tail: Tensor
     masks: Tensor | None = None
+    asked: ConceptPrompts | None = None
 
     def __post_init__(self) -> None:
         n = len(self.latents)
@@ -150,20 +154,12 @@ class ConceptPictures:
 
 
 def concept_pictures(
-    latents: Tensor, templates: Sequence[str], phrase: str, encode: Callable[[Sequence[str]], TextStates],
-    phrase_ids: Callable[[str], list[int]], masks: Tensor | None = None,
+    latents: Tensor, templates: Sequence[str], phrase: str, encode: Encode, phrase_ids: PhraseIds, masks: Tensor | None = None,
+    asked: ConceptPrompts | None = None,
 ) -> ConceptPictures:  # fmt: skip
-    """Pictures with the token positions of their prompts: of the phrase in ``templates``, one a picture.
-
-    ``encode``, ``phrase_ids``: as core.spans.make_pair takes them.
-    """
-    text = encode([template.format(phrase) for template in templates])
-    own, tail = torch.zeros(2, len(templates), text.states.shape[1], dtype=torch.bool)
-    for i, (template, ids) in enumerate(zip(templates, text.ids, strict=True)):
-        start, stop = template_span(ids, template, phrase, phrase_ids)
-        own[i, start:stop] = True
-        tail[i, end_position(ids) :] = True
-    return ConceptPictures(latents, text, own, tail, masks)
+    """Pictures with the token positions of their prompts: of the phrase in ``templates``, one a picture."""
+    own = concept_prompts(templates, phrase, encode, phrase_ids)
+    return ConceptPictures(latents, own.text, own.phrase, own.tail, masks, asked)
 
 
 def noised(latents: Tensor, noise: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
@@ -272,14 +268,19 @@ def picture_loss(
     model: AttendingStudent, pictures: ConceptPictures, alphas: Tensor, density: Tensor, config: SuppressionConfig,
     generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
-    """Eq. 3 for random pictures, timesteps of ``density`` (steps,) and noise."""
-    chosen = torch.randint(len(pictures.latents), (config.batch,), generator=generator).tolist()
+    """Eq. 3 for random pictures, prompts, timesteps of ``density`` (steps,) and noise."""
+    picked = chosen = torch.randint(len(pictures.latents), (config.batch,), generator=generator).tolist()
+    asked = pictures.asked
+    if asked is None:
+        asked = ConceptPrompts(pictures.text, pictures.phrase, pictures.tail)
+    else:
+        picked = torch.randint(len(asked.text), (config.batch,), generator=generator).tolist()
     t = draw(config.batch, generator, density)
     z = pictures.latents[chosen]
     z = noised(z, torch.randn(z.shape, generator=generator).to(z), t, alphas)
-    tokens = pictures.phrase[chosen] | (pictures.tail[chosen] & config.tail)
+    tokens = asked.phrase[picked] | (asked.tail[picked] & config.tail)
     columns = tokens.any(0).nonzero()[:, 0]
     masks = None if pictures.masks is None else pictures.masks[chosen]
     with model.student():
-        maps = model.attention(z, t, join([pictures.text[i] for i in chosen]), columns)
+        maps = model.attention(z, t, join([asked.text[i] for i in picked]), columns)
         return suppression_loss(maps, tokens[:, columns], masks, (z.shape[2], z.shape[3]), config.squared)

@@ -21,24 +21,28 @@ from .errors import ErasureError
 from .spans import Encode, PhraseIds, template_span
 
 TOKENS = ("last-subject", "aligned")
+KEPT_TOKENS = ("edited", "all")
 
 
 @dataclass(frozen=True)
 class UceConfig:
     """Settings of UCE. The defaults are those of its current code but for the guide, which is each concept's own anchor;
-    ``UCE_NEW`` are all of the current code's, ``UCE_OLD`` those of its first.
+    ``UCE_NEW`` are all of the current code's, ``UCE_OLD`` those of its first script for erasing, as that script runs.
 
     Attributes:
-        tokens: which rows of a phrase are edited and kept: "last-subject", the last token of the phrase alone, or "aligned", it
+        tokens: which rows of a phrase are edited: "last-subject", the last token of the phrase alone, or "aligned", it
             and all that follow (end and padding), put beside the guide's from its own last token on
         to_anchor: each concept becomes its own anchor
         guide: phrase that every concept becomes without ``to_anchor``: the empty prompt (of which the start token is what is
             left), or "art"
         erase_scale: s_e
-        preserve_scale: s_p; 0 means max(0.1, 1 / number of preserved phrases)
+        preserve_scale: s_p; 0 means max(0.1, 1 / number of what is kept), the empty prompt counted with ``keep_empty``
         mu: weight of ||W' - W||^2 (the code's lambda)
         templates: prompts of concepts, guides and preserved phrases; {} is the phrase
         keys, values, strength, max_condition: as in ClosedFormConfig
+        kept_tokens: which rows of a preserved phrase are kept: "edited", those that ``tokens`` would edit, or "all", from the
+            start token to the last padding
+        keep_empty: keep all rows of the empty prompt too, which is what every picture is guided away from
     """
 
     tokens: str = "last-subject"
@@ -52,10 +56,13 @@ class UceConfig:
     values: bool = True
     strength: float = 1.0
     max_condition: float = 1e13
+    kept_tokens: str = "edited"
+    keep_empty: bool = False
 
     def __post_init__(self) -> None:
-        if self.tokens not in TOKENS:
-            raise ErasureError(f'tokens is "{self.tokens}": choose one of {", ".join(TOKENS)}.')
+        for name, known in (("tokens", TOKENS), ("kept_tokens", KEPT_TOKENS)):
+            if getattr(self, name) not in known:
+                raise ErasureError(f'{name} is "{getattr(self, name)}": choose one of {", ".join(known)}.')
         if self.to_anchor and self.guide:
             raise ErasureError(
                 f'guide is "{self.guide}", but concepts become their anchors: leave it empty, or set to_anchor off.'
@@ -80,11 +87,11 @@ class UceConfig:
 
     def kept_scale(self, count: int) -> float:
         """s_p for ``count`` preserved phrases."""
-        return self.preserve_scale or max(0.1, 1 / max(count, 1))
+        return self.preserve_scale or max(0.1, 1 / max(count + self.keep_empty, 1))
 
 
 UCE_NEW = UceConfig(to_anchor=False)
-UCE_OLD = UceConfig(tokens="aligned", to_anchor=False, preserve_scale=0.0, mu=0.1)
+UCE_OLD = UceConfig(tokens="aligned", to_anchor=False, preserve_scale=0.0, kept_tokens="all", keep_empty=True)
 
 
 def uce(encode: Encode, phrase_ids: PhraseIds, concepts: Sequence[Concept], config: UceConfig, width: int) -> Transform:
@@ -115,10 +122,21 @@ def uce_grams(encode: Encode, phrase_ids: PhraseIds, concepts: Sequence[Concept]
     for concept in concepts:
         for preserved in concept.preserve:
             kept[preserved.phrase] = max(preserved.weight, kept.get(preserved.phrase, 0.0))
+    scale = config.kept_scale(len(kept))
+    if config.keep_empty:
+        grams.preserve(encode([""]).states, scale)
     for phrase, weight in kept.items():
-        for rows, _ in _rows(encode, phrase_ids, phrase, phrase, config):
-            grams.preserve(rows, weight * config.kept_scale(len(kept)))
+        for rows in _kept_rows(encode, phrase_ids, phrase, config):
+            grams.preserve(rows, weight * scale)
     return grams
+
+
+def _kept_rows(encode: Encode, phrase_ids: PhraseIds, phrase: str, config: UceConfig) -> Iterator[Tensor]:
+    """For each template, the states (n, d) of a preserved phrase that are kept."""
+    if config.kept_tokens == "edited":
+        yield from (rows for rows, _ in _rows(encode, phrase_ids, phrase, phrase, config))
+    else:
+        yield from encode([template.format(phrase) for template in config.templates]).states
 
 
 def _rows(

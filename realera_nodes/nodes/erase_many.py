@@ -15,6 +15,7 @@ from ..presets import load_preset, preset_names
 from .inputs import CATEGORY, CLIP, MODEL, Concepts, seed, setting, size
 from .mass_inputs import (
     PRIOR,
+    PROMPTS,
     RETAINED,
     SUPPRESSION,
     PriorSocket,
@@ -72,6 +73,7 @@ class EraseMany(io.ComfyNode):
                 seed(A, "Seed of all random draws."),
                 size(),
                 PREVIEW,
+                PROMPTS,
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The erased model; the one that was put in stays as it is."),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..core.esd import DRAWN_BY, ORIGINS, VARIANTS, EsdConfig, esd_prompts
-from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, Concepts, choice, prompts, seed, setting, size
+from ..core.esd import DRAWN_BY, LEFT_OUT, ORIGINS, VARIANTS, EsdConfig, esd_prompts
+from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, Concepts, added, choice, prompts, seed, setting, size
 from .parsing import lines, refusal
 from .train import PREVIEW, previews
 
@@ -24,6 +24,10 @@ SETTINGS = [
     setting(E, "clip", "Largest norm of the gradient; 0 is off.", 0, 100, 0.1, key="clip_norm"),
     prompts(E),
 ]  # fmt: skip
+LATER = added(choice(
+    E, "left_out", LEFT_OUT,
+    "What u does not train: time embedding and output layers (ends, first code), normalisation (norms, later code), or nothing.",
+))  # fmt: skip
 
 
 class TrainEsd(io.ComfyNode):
@@ -45,6 +49,7 @@ class TrainEsd(io.ComfyNode):
                 seed(E, "Seed of every draw."),
                 size(),
                 PREVIEW,
+                LATER,
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The trained model; the one that was put in stays as it is."),
@@ -54,8 +59,8 @@ class TrainEsd(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, variant, origin, drawn_by, templates):
-        return refusal(E, variant=variant, origin=origin, drawn_by=drawn_by, templates=templates)
+    def validate_inputs(cls, variant, origin, drawn_by, templates, left_out=None):
+        return refusal(E, variant=variant, origin=origin, drawn_by=drawn_by, templates=templates, left_out=left_out)
 
     @classmethod
     def execute(

@@ -48,6 +48,12 @@ def choice(config: type, name: str, options: Sequence[str], tooltip: str) -> io.
     return io.Combo.Input(name, options=list(options), default=default_of(config, name), tooltip=tooltip)
 
 
+def added(later: io.Input) -> io.Input:
+    """A widget that graphs of an earlier version lack: optional, and so after all others, that they still run and load."""
+    later.optional = True
+    return later
+
+
 def prompts(config: type) -> io.Input:
     """The input of a method's own ``templates``."""
     tooltip = "Prompts to erase under, one a line, with {} where the phrase goes."

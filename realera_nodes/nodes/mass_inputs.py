@@ -10,7 +10,7 @@ from ..core.concepts import Concept
 from ..core.errors import ErasureError
 from ..core.refinement import RefinementConfig
 from ..core.suppression import MASKS, SuppressionConfig
-from .inputs import adapter, setting
+from .inputs import adapter, added, setting
 from .parsing import concept, ends, lines, targets_refusal
 
 Loras = io.Custom("REALERA_LORAS")
@@ -62,6 +62,11 @@ SUPPRESSION = [
     setting(S, "squared", "Sum of squares, as Eq. 3 is written; off, the norm of each layer, as the public code has it."),
 ]  # fmt: skip
 
+#: comes after all other widgets of a node
+PROMPTS = added(setting(
+    S, "prompts", "Prompts of the concept of which each noisy picture is asked by one, at most; 1 is its own.", 1, 30
+))  # fmt: skip
+
 
 def refinement_config(kind: str, paper_settings: bool, weight: str, given: dict[str, Any]) -> RefinementConfig:
     """MACE's weights: the paper's for a kind, or the widgets'. Prompts and ridge are the widgets' in both."""
@@ -74,11 +79,11 @@ def refinement_config(kind: str, paper_settings: bool, weight: str, given: dict[
 
 def suppression_config(kind: str, paper_settings: bool, seed: int, given: dict[str, Any]) -> SuppressionConfig:
     """The paper's settings for a kind, or the widgets'. What is drawn and how often is the widgets' in both."""
-    values = {i.id: given[i.id] for i in SUPPRESSION}
+    values = {i.id: given[i.id] for i in SUPPRESSION} | {"prompts": given.get("prompts", S().prompts)}
     values["clip"] = values.pop("clip_norm")
     values["targets"] = ends(values["targets"])
     if paper_settings:
-        own = ("targets", "batch", "images", "image_steps", "guidance")
+        own = ("targets", "batch", "images", "image_steps", "guidance", "prompts")
         return S.for_kind(kind, seed=seed, **{k: values[k] for k in own})
     return S(seed=seed, **values)
 

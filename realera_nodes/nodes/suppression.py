@@ -8,7 +8,7 @@ from ..core.errors import ErasureError
 from ..core.suppression import SuppressionConfig
 from ..mass_config import MassConfig
 from .inputs import CATEGORY, CLIP, MODEL, Concepts, seed, size
-from .mass_inputs import PAPER, SUPPRESSION, Loras, suppression_config, suppression_refusal
+from .mass_inputs import PAPER, PROMPTS, SUPPRESSION, Loras, suppression_config, suppression_refusal
 from .train import PREVIEW, previews
 
 LIST = "LoRAs so far; this one is put after them, so that several of these nodes make one list for Fuse Erasure LoRAs."
@@ -34,6 +34,7 @@ class TrainSuppression(io.ComfyNode):
                 seed(SuppressionConfig, "Seed of the LoRA's first weights, of the pictures and of every draw."),
                 size(),
                 PREVIEW,
+                PROMPTS,
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with this LoRA; what was put in stays as it is."),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..core.uce import TOKENS, UceConfig
-from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, Concepts, choice, prompts, setting
+from ..core.uce import KEPT_TOKENS, TOKENS, UceConfig
+from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, Concepts, added, choice, prompts, setting
 from .parsing import lines, refusal
 
 U = UceConfig
@@ -16,12 +16,15 @@ SETTINGS = [
     io.String.Input("guide", default=U.guide, placeholder="art",
                     tooltip="What all concepts become with to_anchor off; empty is the empty prompt."),
     setting(U, "erase_scale", "Weight of what is erased.", 0.01, 100),
-    setting(U, "preserve_scale", "Weight of each preserved phrase; 0 is 1 / their number, 0.1 at least (first code).", 0, 100),
+    setting(U, "preserve_scale", "Weight of each preserved phrase; 0 is 1 / the number kept, 0.1 at least (first code).", 0, 100),
     setting(U, "mu", "Pull towards the original weights; raise it if the edit is refused as ill-conditioned.", 0.0001, 100, 0.01),
     prompts(U),
     setting(U, "keys", "Edit W_K: where attention looks."),
     setting(U, "values", "Edit W_V: what attention brings."),
     setting(U, "strength", "0 is the original model, 1 the edit.", -10, 10, 0.05),
+    added(choice(U, "kept_tokens", KEPT_TOKENS,
+                 "What of a preserved phrase is kept: what would be edited of it, or all of its prompt (first code).")),
+    added(setting(U, "keep_empty", "Keep the empty prompt too, which every picture is guided away from (first code).")),
 ]  # fmt: skip
 
 
@@ -50,8 +53,9 @@ class UceEdit(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tokens, to_anchor, guide, templates, keys, values):
-        return refusal(U, tokens=tokens, to_anchor=to_anchor, guide=guide, templates=templates, keys=keys, values=values)
+    def validate_inputs(cls, tokens, to_anchor, guide, templates, keys, values, kept_tokens=None):
+        given = {"tokens": tokens, "to_anchor": to_anchor, "guide": guide, "templates": templates, "keys": keys, "values": values}
+        return refusal(U, **given, kept_tokens=kept_tokens)
 
     @classmethod
     def execute(cls, model, clip, concepts, **settings) -> io.NodeOutput:
