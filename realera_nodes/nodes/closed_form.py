@@ -14,19 +14,19 @@ from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, NEIGHBORS, Concepts, Neighb
 
 C = ClosedFormConfig
 SETTINGS = [
-    setting(C, "lambda_1", "Weight of what is kept against what is erased (lambda_1 of Eq. 7).", 0, 100),
-    setting(C, "prior", "Weight of general knowledge, over shipped captions, among what is kept.", 0, 100),
-    setting(C, "ridge", "Pull towards the original weights; raise it if the edit is refused as badly conditioned.", 0, 1, 0.0001),
+    setting(C, "lambda_1", "Weight of what is kept against what is erased (lambda_1 of Eq. 7)."),
+    setting(C, "prior", "Weight of general knowledge, over shipped captions, among what is kept."),
+    setting(C, "ridge", "Pull towards the original weights; raise it if the edit is refused as badly conditioned."),
     setting(C, "keys", "Edit W_K: where attention looks."),
     setting(C, "values", "Edit W_V: what attention brings."),
-    setting(C, "strength", "0 is the original model, 1 the edit.", -10, 10, 0.05),
+    setting(C, "strength", "0 is the original model, 1 the edit."),
 ]
 PARTS = [
     setting(ErasureConfig, "neighbors_on", "Erase neighbors too (component C of the paper's Table 3)."),
     setting(ErasureConfig, "beyond_on", "Keep beyond-concept samples (component D)."),
 ]
 #: last, so that graphs which were saved without it keep their values' places
-BEYOND = setting(C, "beyond", "Weight of the mined words that draw something else, among what is kept.", 0, 1000)
+BEYOND = setting(C, "beyond", "Weight of the mined words that draw something else, among what is kept.")
 KEYS = [i.id for i in (*SETTINGS, BEYOND)]
 
 

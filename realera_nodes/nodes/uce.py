@@ -15,13 +15,13 @@ SETTINGS = [
     setting(U, "to_anchor", "Each concept becomes its own anchor; off, all become the guide."),
     io.String.Input("guide", default=U.guide, placeholder="art",
                     tooltip="What all concepts become with to_anchor off; empty is the empty prompt."),
-    setting(U, "erase_scale", "Weight of what is erased.", 0.01, 100),
-    setting(U, "preserve_scale", "Weight of each preserved phrase; 0 is 1 / their number, 0.1 at least (first code).", 0, 100),
-    setting(U, "mu", "Pull towards the original weights; raise it if the edit is refused as ill-conditioned.", 0.0001, 100, 0.01),
+    setting(U, "erase_scale", "Weight of what is erased."),
+    setting(U, "preserve_scale", "Weight of each preserved phrase; 0 is 1 / their number, 0.1 at least (first code)."),
+    setting(U, "mu", "Pull towards the original weights; raise it if the edit is refused as ill-conditioned."),
     prompts(U),
     setting(U, "keys", "Edit W_K: where attention looks."),
     setting(U, "values", "Edit W_V: what attention brings."),
-    setting(U, "strength", "0 is the original model, 1 the edit.", -10, 10, 0.05),
+    setting(U, "strength", "0 is the original model, 1 the edit."),
 ]  # fmt: skip
 
 
