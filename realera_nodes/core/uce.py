@@ -56,8 +56,7 @@ class UceConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if spelled(self.guide):
-            object.__setattr__(self, "guide", phrase_of(self.guide, "guide is empty.", "guide"))
+        object.__setattr__(self, "guide", phrase_of(self.guide, "", "guide") if spelled(self.guide) else "")
         if self.to_anchor and self.guide:
             raise ErasureError(
                 f'guide is "{self.guide}", but concepts become their anchors: leave it empty, or set to_anchor off.'

@@ -11,6 +11,7 @@ from comfy_api.v0_0_2 import io
 from ..core.alignment import AlignmentConfig
 from ..core.concepts import TEMPLATES, Concept
 from ..core.settings import range_of
+from ..job import Job
 
 CATEGORY = "model/erasure"
 Concepts = io.Custom("REALERA_CONCEPTS")
@@ -61,7 +62,8 @@ def seed(config: type, tooltip: str) -> io.Input:
 
 
 def size() -> io.Input:
-    return io.Int.Input("picture_size", default=0, min=0, max=2048, step=8, tooltip=SIZE)
+    bounds = range_of(Job, "size")
+    return io.Int.Input("picture_size", default=0, min=0, max=bounds.high, step=bounds.step, tooltip=SIZE)
 
 
 def adapter(config: type) -> list[io.Input]:

@@ -11,7 +11,7 @@ from ..core.errors import ErasureError
 from ..core.refinement import RefinementConfig
 from ..core.suppression import MASKS, SuppressionConfig
 from .inputs import adapter, setting
-from .parsing import concept, ends, lines, targets_refusal
+from .parsing import concept, ends, lines, targets_refusal, within
 
 Loras = io.Custom("REALERA_LORAS")
 PriorSocket = io.Custom("REALERA_PRIOR")
@@ -86,8 +86,13 @@ def suppression_config(kind: str, paper_settings: bool, seed: int, given: dict[s
 def suppression_refusal(targets: str | None, t1: float | None, t2: float | None) -> bool | str:
     """True, or what is wrong with widgets of a suppression; those that are wired up are known later only."""
     found = targets_refusal(targets)
-    crossed = t1 is not None and t2 is not None and t1 >= t2
-    return "t1 must be below t2." if found is True and crossed else found
+    if found is not True:
+        return found
+    try:
+        within(S, **{name: value for name, value in (("t1", t1), ("t2", t2)) if value is not None})
+    except ErasureError as error:
+        return str(error)
+    return "t1 must be below t2." if t1 is not None and t2 is not None and t1 >= t2 else True
 
 
 def concept_list(text: str, kind: str) -> tuple[Concept, ...]:

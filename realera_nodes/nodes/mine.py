@@ -11,7 +11,7 @@ from ..core.errors import ErasureError
 from ..core.neighbors import NeighborConfig
 from ..erasure import ErasureConfig
 from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, Concepts, Neighbors, runs, seed, setting, size
-from .parsing import lines
+from .parsing import words
 
 N = NeighborConfig
 SETTINGS = [
@@ -95,7 +95,7 @@ class MineNeighbors(io.ComfyNode):
         config = replace(ErasureConfig(), neighbors=N(seed=seed, **{k: settings[k] for k in KEYS}), alignment=sampling)
         with guarded():
             backend = ComfyBackend(model, clip, side=picture_size or None)
-            extra, progress = lines(extra_words), NodeProgress(cls.hidden.unique_id)
+            extra, progress = words(extra_words), NodeProgress(cls.hidden.unique_id)
             judge = bool(config.neighbors.words or extra)
             mined, around = survey(backend, concepts, config, extra, progress, judge)
             found = NeighborSet(concepts, config.neighbors, mined, clip, backend.model_hash(), backend.encoder_hash())

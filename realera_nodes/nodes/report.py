@@ -11,7 +11,7 @@ from ..report.grid import before_after
 from ..report.probes import general_probes, strongest_words
 from ..report.report import draw, embedding_residue, markdown, picture_change, value_drift
 from .inputs import CATEGORY, CLIP, CONCEPTS, NEIGHBORS, SEEDS, Concepts, Neighbors, default_of, setting, size
-from .parsing import lines
+from .parsing import within, words
 
 
 class ErasureReport(io.ComfyNode):
@@ -61,7 +61,8 @@ class ErasureReport(io.ComfyNode):
         from .stages import chosen
 
         together = chosen(concepts, neighbors)
-        probes = general_probes(together, lines(residue), strongest_words(together, neighbors.mined) if neighbors else None)
+        within(Job, pictures=pictures, sampling_steps=sampling_steps, guidance=guidance, seed=seed)
+        probes = general_probes(together, words(residue), strongest_words(together, neighbors.mined) if neighbors else None)
         progress, seeds = NodeProgress(cls.hidden.unique_id), [seed + i for i in range(pictures)]
         total, done = 2 * len(probes) * len(seeds), 0
 
