@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from .errors import ErasureError
-from .phrases import folded, phrase_of, same, shown, template_of
+from .phrases import folded, phrase_of, same, template_of, told
 
 #: prompts under which a concept is mined, edited and trained; {} is the phrase
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -35,8 +36,9 @@ class Preserved:
         object.__setattr__(self, "phrase", phrase_of(self.phrase, empty, "a preserved phrase"))
         weight = self.weight
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= HEAVIEST:
-            told = shown(repr(weight), 20)
-            raise ErasureError(f'the weight of preserved "{self.phrase}" is {told}: it must be above 0 and at most {HEAVIEST:g}.')
+            large = isinstance(weight, int | float) and HEAVIEST < weight < math.inf
+            wanted = f"it must be at most {HEAVIEST:g}" if large else "it must be above 0 and finite"
+            raise ErasureError(f'the weight of preserved "{self.phrase}" is {told(weight)}: {wanted}.')
         object.__setattr__(self, "weight", float(weight))
 
 

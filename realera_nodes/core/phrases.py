@@ -6,6 +6,7 @@ the backslash off an escaped bracket, since bare brackets are their syntax for w
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
@@ -102,6 +103,13 @@ def folded(phrase: str) -> str:
 def shown(text: str, most: int = 60) -> str:
     """The beginning of a text, for sentences about it."""
     return text if len(text) <= most else text[:most] + "..."
+
+
+def told(value: Any) -> str:
+    """A setting's value, for sentences about it."""
+    if isinstance(value, int) and value.bit_length() > 200:  # Python itself refuses to write very long ones
+        return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
+    return shown(spelled(repr(value)))
 
 
 def _text(text: Any, what: str) -> str:

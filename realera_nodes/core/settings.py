@@ -11,14 +11,13 @@ class Config:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from .errors import ErasureError
-from .phrases import shown, spelled, template_of
+from .phrases import shown, template_of, told
 
 #: what torch takes
 SEEDS = (-(2**63), 2**64 - 1)
@@ -94,7 +93,7 @@ def check_settings(config: Any) -> None:
 def require(name: str, value: float, bounds: Range) -> None:
     """Raises ErasureError, with the range in its sentence, for a number outside of it; NaN is outside of any."""
     if not bounds.low <= value <= bounds.high:
-        raise ErasureError(f"{name} is {_told(value)}: it must lie {bounds}.")
+        raise ErasureError(f"{name} is {told(value)}: it must lie {bounds}.")
 
 
 def _templates(name: str, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,23 +125,16 @@ def _typed(name: str, value: Any, kind: type | None) -> Any:
         try:
             return float(value)
         except OverflowError as error:
-            raise ErasureError(f"{name} is {_told(value)}, which is too large: mend the value.") from error
+            raise ErasureError(f"{name} is {told(value)}, which is too large: mend the value.") from error
     if kind is tuple:
         if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return value if isinstance(value, tuple) else tuple(value)
-        raise ErasureError(f"{name} must be a list of words, not {_told(value)}: mend the value.")
+        raise ErasureError(f"{name} must be a list of words, not {told(value)}: mend the value.")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ErasureError(f"{name} must be {kind.__name__}, not {_told(value)}: mend the value.")
+        raise ErasureError(f"{name} must be {kind.__name__}, not {told(value)}: mend the value.")
     return value
 
 
 def _bound(value: float) -> str:
     powers = {SEEDS[0]: "-2^63", SEEDS[1]: "2^64 - 1"}
     return powers.get(value) or (str(value) if isinstance(value, int) else f"{value:g}")  # type: ignore[call-overload]
-
-
-def _told(value: Any) -> str:
-    """A value in a sentence."""
-    if isinstance(value, int) and value.bit_length() > 200:  # Python itself refuses to write very long ones
-        return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
-    return shown(spelled(repr(value)))
