@@ -26,7 +26,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The file's table. ErasureError: missing, unreadable, or not TOML."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise ErasureError(f"{path} is no file: give --config a TOML file.")
+            raise ErasureError(f"{path} is no file: give another one, or leave --config out.")
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors write a byte order mark
     except ErasureError:
         raise

@@ -236,6 +236,6 @@ def _ddim(config: Any) -> Any:
         def set_timesteps(self, *args: Any, **options: Any) -> None:
             super().set_timesteps(*args, **options)
             # with as many steps as the schedule has, the offset leads one beyond its end
-            self.timesteps = self.timesteps.clamp(max=self.config.num_train_timesteps - 1)
+            self.timesteps = self.timesteps.clamp(max=self.config.num_train_timesteps - 1)  # type: ignore[has-type]
 
     return Ddim.from_config(config, clip_sample=False, set_alpha_to_one=False, steps_offset=1)

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from .errors import ErasureError
-from .phrases import shown, template_of, told
+from .phrases import holds_one_phrase, shown, template_of, told
 
 #: what torch takes
 SEEDS = (-(2**63), 2**64 - 1)
@@ -72,7 +72,7 @@ def check_settings(config: Any) -> None:
     Raises:
         ErasureError: a value of another type, or out of its range; the sentence names the field and the range.
     """
-    kinds = _kinds(type(config))
+    kinds = _kinds(type(config))  # type: ignore[arg-type]
     for f in fields(config):
         value, kind = getattr(config, f.name), kinds[f.name]
         if value is None and f.default is None:
@@ -97,13 +97,11 @@ def require(name: str, value: float, bounds: Range) -> None:
 
 
 def _templates(name: str, given: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        found = tuple(map(template_of, given))
-    except ErasureError as error:
-        raise ErasureError(f"each of {name} must hold {{}} once, where the phrase goes: {error}") from error
-    if not found:
-        raise ErasureError(f"each of {name} must hold {{}} once, where the phrase goes, and there must be one at least.")
-    return found
+    wrong = next((text for text in given if not holds_one_phrase(text)), None)
+    if wrong is not None or not given:
+        why = f'which "{shown(wrong)}" does not' if wrong is not None else "and there must be one at least"
+        raise ErasureError(f"each of {name} must hold {{}} once, where the phrase goes, {why}.")
+    return tuple(map(template_of, given))
 
 
 @cache
