@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .checks import check_job, check_loaded
 from .core.concepts import Concept, Preserved, check_lists
 from .core.errors import ErasureError
+from .core.phrases import phrase_of
+from .core.settings import check_settings, choice, number, seed
 from .core.training import TrainState
 from .erasure import ErasureConfig
 from .exports import MAX_RANK, export_checkpoint, export_lora, loras_of, method_name
+from .formats.architecture import PREDICTIONS
 from .formats.atomic import require_space
 from .formats.checkpoint import Checkpoint, open_checkpoint
 from .mass_config import MassConfig
@@ -29,6 +33,8 @@ from .settings import as_table
 from .shelf import Base, FolderShelf
 
 DEMO = "demo"
+#: sides of pictures in pixels
+SIZES = (8, 2048)
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,17 @@ class Job:
     Attributes:
         checkpoint: "demo", a .safetensors file or a diffusers folder
         config: of any method, which its type chooses
+        residue: phrases that might still evoke the concepts, for the report
+        unrelated: prompts that have nothing to do with them; pictures: of each prompt
+        seed: of each prompt's first picture
+        size: side of the pictures in pixels; None is the model's own
+        prediction: "epsilon" or "v_prediction"; None is what the model says
+        max_rank: of a LoRA file
         retained: phrases to keep beside the concepts' own
         prior: a file of priors.write_prior in place of the shipped captions, for a mass erasure
+
+    Raises:
+        ErasureError: a number out of its range, a residue phrase that is none.
     """
 
     checkpoint: str
@@ -47,19 +62,24 @@ class Job:
     out: Path
     config: Config = field(default_factory=ErasureConfig)
     residue: tuple[str, ...] = ()
-    unrelated: int = 4
-    pictures: int = 4
-    sampling_steps: int = 20
-    guidance: float = 5.0
-    seed: int = 0
-    size: int | None = None
-    prediction: str | None = None
+    unrelated: int = number(4, 0, 1000)
+    pictures: int = number(4, 1, 64)
+    sampling_steps: int = number(20, 1, 1000)
+    guidance: float = number(5.0, 0, 100, 0.1)
+    seed: int = seed()
+    size: int | None = number(None, *SIZES, 8)
+    prediction: str | None = choice(None, PREDICTIONS)
     device: str | None = None
-    max_rank: int = MAX_RANK
+    max_rank: int = number(MAX_RANK, 1, 2048)
     save_checkpoint: bool = True
     overwrite: bool = False
     retained: tuple[Preserved, ...] = ()
     prior: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        empty = "a residue phrase is empty: write what might still evoke the concept, or leave it out."
+        object.__setattr__(self, "residue", tuple(phrase_of(p, empty, "a residue phrase") for p in self.residue))
 
 
 @dataclass(frozen=True)
@@ -111,17 +131,10 @@ def prepare(job: Job) -> Source:
     """Everything that can be refused before any work is done. ErasureError says what to change."""
     prior = prior_of(job)
     check_lists(job.concepts, (*job.retained, *(prior.retained if prior else ())))
-    if not 1 <= job.pictures <= 64 or not 1 <= job.sampling_steps <= 1000:
-        raise ErasureError("pictures must lie between 1 and 64 and sampling steps between 1 and 1000.")
     if not job.save_checkpoint and not method_of(job.config).loras(job.config):
         raise ErasureError("the method changes what no LoRA holds, so nothing would be written: let the checkpoint be saved.")
     source = open_source(job.checkpoint)
-    if job.out.exists() and not job.out.is_dir():
-        raise ErasureError(f"{job.out} is a file: give --out a folder.")
-    if not job.overwrite:
-        for path in planned_files(job, source).values():
-            if path.exists():
-                raise ErasureError(f"{path} already exists: choose another name or folder, or allow overwriting (--overwrite).")
+    check_job(job, source, planned_files(job, source), prior is not None)
     size = sum(f.path.stat().st_size for f in source.checkpoint.files) if job.save_checkpoint else 0
     require_space(job.out, size + 64 * 2**20)
     return source
@@ -162,6 +175,7 @@ def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> di
         ErasureError: something the user can change; nothing half-written stays.
     """
     source, watch = prepare(job), watch or Watch()
+    fresh = not job.out.exists()
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,6 +184,12 @@ def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> di
     progress("loading the model", 0, 1)
     backend = load(job, source) if watch.backend is None else watch.backend
     progress("loading the model", 1, 1)
+    try:
+        check_loaded(job, backend, probes_of(job))
+    except ErasureError:
+        if fresh:
+            job.out.rmdir()
+        raise
     loaded = time.perf_counter()
     sha256 = source.checkpoint.sha256()
     kept = state_path(job, sha256)

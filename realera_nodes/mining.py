@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .core.alignment import Trajectories
-from .core.concepts import Concept, same
+from .core.concepts import Concept
 from .core.errors import ErasureError
 from .core.neighbors import NeighborConfig
+from .core.phrases import folded
 from .core.prior import captions, mean_gram
 from .core.spans import ErasurePair, TextStates, make_pair
 from .core.words import NamedWord, ask_words, named_words, response_similarity
@@ -77,8 +78,8 @@ def mine_words(
     if new:
         words, states = [*words, *new], torch.cat([states, backend.end_states(new)])
     centre = backend.end_states([concept.phrase])[0]
-    taken = [p for c in concepts for p in (*c.phrases, c.anchor, *(k.phrase for k in c.preserve))]
-    named = [w for w in named_words(centre, states, words, config) if not any(same(w.word, t) for t in taken)]
+    taken = {folded(p) for c in concepts for p in (*c.phrases, c.anchor, *(k.phrase for k in c.preserve))}
+    named = [w for w in named_words(centre, states, words, config) if folded(w.word) not in taken]
     row = {word: i for i, word in enumerate(words)}
     own = [row[w.word] for w in named if w.word in extra]
     nearest = [row[w.word] for w in named if w.word not in extra]

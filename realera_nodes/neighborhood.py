@@ -91,6 +91,7 @@ def draw_map(around: Neighborhood, path: Path, overwrite: bool = False) -> None:
 
     at = project(around)
     near = set(around.mined.words)
+    plt.rcParams["text.parse_math"] = False  # a phrase may hold dollars
     figure, axes = plt.subplots(figsize=(9, 7), dpi=110)
     axes.scatter(*at["beyond"].T, s=16, c="#9db7d5", label=f"beyond-concept samples (kept), {len(at['beyond'])}")
     axes.scatter(*at["neighbors"].T, s=22, c="#e8998d", label=f"neighbor samples (erased), {len(at['neighbors'])}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .checks import check_loaded
 from .job import DEMO, Job, load, planned_files, prepare, probes_of
 from .methods import method_of
 
@@ -21,6 +22,7 @@ def plan(job: Job) -> str:
     """The plan as text. ErasureError: the job would be refused."""
     source = prepare(job)
     backend: Any = load(job, source)
+    check_loaded(job, backend, probes_of(job))
     text = backend.encode(["a photo"])
     z, t = backend.noise([0]), torch.tensor([500])
     with torch.no_grad():

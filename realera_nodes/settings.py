@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from .core.concepts import Concept, Preserved
 from .core.errors import ErasureError
+from .core.phrases import shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,13 +25,17 @@ LISTS = ("concepts", "retain", "preset")
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's table. ErasureError: missing, unreadable, or not TOML."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise ErasureError(f"{path} is no file: give another one, or leave --config out.")
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors write a byte order mark
+    except ErasureError:
+        raise
     except FileNotFoundError as error:
         raise ErasureError(f"{path} does not exist: give --config a TOML file.") from error
     except OSError as error:
         raise ErasureError(f"{path} cannot be read ({error.strerror}): give another file, or leave --config out.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ErasureError(f"{path} is not TOML ({error}): mend it, or leave --config out.") from error
+    except (ValueError, RecursionError) as error:  # TOML's errors, bytes that are no text, numbers of thousands of digits
+        raise ErasureError(f"{path} is not TOML ({shown(str(error), 200)}): mend it, or leave --config out.") from error
 
 
 def concepts_from(rows: Any) -> list[Concept]:
@@ -53,7 +58,9 @@ def concepts_from(rows: Any) -> list[Concept]:
         for key in ("aliases", "templates"):
             if key in values:
                 if not _are_words(values[key]):
-                    raise ErasureError(f'{key} of "{row["phrase"]}" must be a list of words, not {row[key]!r}: mend the value.')
+                    raise ErasureError(
+                        f'{key} of "{row["phrase"]}" must be a list of words, not {shown(repr(row[key]))}: mend the value.'
+                    )
                 values[key] = tuple(values[key])
         found.append(Concept(**values))
     return found
@@ -70,7 +77,7 @@ def _preserved(row: Mapping[str, Any], key: str = "preserve") -> tuple[Preserved
     if not fits:
         wanted = 'a list of words or of { phrase = "...", weight = 1.0 }'
         where = f'{key} of "{row["phrase"]}"' if key == "preserve" else key
-        raise ErasureError(f"{where} must be {wanted}, not {rows!r}: mend the value.")
+        raise ErasureError(f"{where} must be {wanted}, not {shown(repr(rows))}: mend the value.")
     return tuple(Preserved(**table) for table in tables)
 
 
@@ -128,7 +135,7 @@ def _parse(text: str) -> Any:
     """A TOML value, or the text itself."""
     try:
         table = tomllib.loads(f"x = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return table["x"] if len(table) == 1 else text
 
@@ -138,7 +145,12 @@ def _are_words(value: Any) -> bool:
 
 
 def _replaced(part: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    return dataclasses.replace(part, **{k: _typed(type(part), k, v, prefix) for k, v in values.items()})
+    changes = {k: _typed(type(part), k, v, prefix) for k, v in values.items()}
+    try:
+        return dataclasses.replace(part, **changes)
+    except ErasureError as error:  # two sections may have settings of one name
+        own = str(error).partition(" ")[0] in {f.name for f in dataclasses.fields(part)}
+        raise ErasureError(f"{prefix if own else ''}{error}") from error
 
 
 def _typed(kind: type, key: str, value: Any, prefix: str) -> Any:
@@ -151,11 +163,11 @@ def _typed(kind: type, key: str, value: Any, prefix: str) -> Any:
         try:
             return float(value)
         except OverflowError as error:
-            raise ErasureError(f"{prefix}{key} must be float, and {str(value)[:9]}... is too large: mend the value.") from error
+            raise ErasureError(f"{prefix}{key} must be float, and a number that long is too large: mend the value.") from error
     if wanted in (int, float, bool, str):
         if type(value) is not wanted:
-            raise ErasureError(f"{prefix}{key} must be {wanted.__name__}, not {value!r}: mend the value.")
+            raise ErasureError(f"{prefix}{key} must be {wanted.__name__}, not {shown(repr(value))}: mend the value.")
         return value
     if _are_words(value):
         return tuple(value)
-    raise ErasureError(f"{prefix}{key} must be a list of words, not {value!r}: mend the value.")
+    raise ErasureError(f"{prefix}{key} must be a list of words, not {shown(repr(value))}: mend the value.")

@@ -9,16 +9,18 @@ from multiprocessing import get_context
 from typing import Any
 
 from .core.errors import ErasureError
+from .core.settings import Range, require
 
 EXECUTORS = ("local", "ray")
+#: processes at a time; no more than there are tasks are ever started
+JOBS = Range(1, 1024)
 
 
 def check_executor(executor: str, jobs: int) -> None:
     """Raises ErasureError: unknown executor, no jobs, or ray is not installed."""
     if executor not in EXECUTORS:
         raise ErasureError(f'there is no executor "{executor}": choose one of {", ".join(EXECUTORS)}.')
-    if jobs < 1:
-        raise ErasureError(f"jobs is {jobs}: it must be 1 or more.")
+    require("jobs", jobs, JOBS)
     if executor == "ray":
         _ray()
 
@@ -37,8 +39,8 @@ def spread(function: Callable[..., Any], tasks: Sequence[tuple], jobs: int, exec
         for task in tasks:
             yield function(*task)
         return
-    # spawned: a forked process would inherit torch's threads in an unknown state
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    # 60: Windows cannot wait for more. Spawned: a forked process would inherit torch's threads in an unknown state
+    with ProcessPoolExecutor(max(1, min(jobs, len(tasks), 60)), mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(function, *task) for task in tasks]
         try:
             for future in as_completed(waiting):

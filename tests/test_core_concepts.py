@@ -97,7 +97,7 @@ def test_concepts_that_agree_pass() -> None:
         ),
         (
             [Concept("dog", "sky", aliases=("puppy",)), Concept("cat", "sea", preserve=(Preserved(" Puppy"),))],
-            '" Puppy" is erased, but also preserved for "cat": keep it on one list.',
+            '"Puppy" is erased, but also preserved for "cat": keep it on one list.',
         ),
     ],
 )

@@ -277,7 +277,7 @@ def test_renormalized_samples_have_the_norm_of_their_token_and_the_same_directio
             NeighborConfig(s2=0.0, d2=0.9),
             r"no beyond-concept sample lies within d2 = 0\.9: s2 = 0\.0 begins at .*raise d2 or s2\.",
         ),
-        (NeighborConfig(s2=-1), r"no beyond-concept sample lies within d2 = 1\.5: s2 = -1 .*raise d2 or s2\."),
+        (NeighborConfig(s2=-1), r"no beyond-concept sample lies within d2 = 1\.5: s2 = -1.0 .*raise d2 or s2\."),
     ],
 )
 def test_bounds_that_admit_nothing_are_named(config: NeighborConfig, words: str) -> None:

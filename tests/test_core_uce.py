@@ -201,7 +201,7 @@ def test_keys_and_values() -> None:
         ({"tokens": "first"}, 'tokens is "first": choose one of last-subject, aligned'),
         ({"kept_tokens": "none"}, 'kept_tokens is "none": choose one of edited, all'),
         ({"erase_scale": 0.0}, "erase_scale is 0.0"),
-        ({"mu": 0.0}, "mu is 0.0: it must be above 0"),
+        ({"mu": 0.0}, "mu is 0.0: it must lie between 1e-12"),
         ({"mu": float("inf")}, "mu is inf"),
         ({"preserve_scale": -1.0}, "preserve_scale is -1.0"),
         ({"preserve_scale": float("nan")}, "preserve_scale is nan"),

@@ -16,12 +16,14 @@ import pytest
 import realera_nodes
 from realera_nodes.core.alignment import AlignmentConfig
 from realera_nodes.core.closed_form import ClosedFormConfig
+from realera_nodes.core.errors import ErasureError
 from realera_nodes.core.esd import EsdConfig
 from realera_nodes.core.neighbors import NeighborConfig
 from realera_nodes.core.refinement import RefinementConfig
 from realera_nodes.core.suppression import SuppressionConfig
 from realera_nodes.core.uce import UceConfig
 from realera_nodes.erasure import ErasureConfig
+from realera_nodes.job import Job
 from tests.node_names import DISPLAY
 
 PACK = Path(realera_nodes.__file__).parents[1]
@@ -125,6 +127,11 @@ def test_settings_are_the_dataclasses_own(nodes, key, config, renamed, left_out)
         assert found.default == wanted, field.name
         if isinstance(wanted, int | float) and not isinstance(wanted, bool):
             assert found.given["min"] <= wanted <= found.given["max"], field.name
+        if "range" in field.metadata and field.name != "seed":  # those of the host are 32 bits
+            bounds = field.metadata["range"]
+            assert (found.given["min"], found.given["max"], found.given["step"]) == (bounds.low, bounds.high, bounds.step), (
+                field.name
+            )
 
 
 def test_execute_takes_what_the_schema_gives(nodes) -> None:
@@ -249,6 +256,46 @@ def test_validation_of_settings(nodes) -> None:
     assert esd(**words) is True
     assert "must hold {} once" in esd(**(words | {"templates": "a photo"}))
     assert "variant is " in esd(**(words | {"variant": "y"}))
+
+
+def test_numbers_that_the_host_does_not_check_are_checked(nodes) -> None:
+    train = nodes["RealEra_TrainSuppression"][0].validate_inputs
+    assert train(targets="attn2.to_k", t1=200.0, t2=400.0) is True
+    assert train(targets="attn2.to_k", t1=None, t2=400.0) is True
+    assert train(targets="attn2.to_k", t1=500.0, t2=400.0) == "t1 must be below t2."
+    for t1, t2 in ((-1.0, 400.0), (200.0, 1e9), (float("nan"), 400.0), (None, -5.0), (1e9, None)):
+        assert "it must lie between 0 and 1000" in train(targets="attn2.to_k", t1=t1, t2=t2)
+    mine = nodes["RealEra_MineNeighbors"][0].validate_inputs
+    good = {"d1": 0.6, "d2": 1.5, "inner": 0.75, "s1": 0.98, "s2": 0.8, "response": 0.6, "response_beyond": 0.4,
+            "nearest": 0.3, "learnt": 0.7}  # fmt: skip
+    for name, value in (("d1", -1.0), ("d2", 1e308), ("inner", float("nan")), ("s1", 2.0), ("nearest", float("inf"))):
+        assert f"{name} is {value}" in mine(**(good | {name: value}))
+    within = sys.modules["realera_nodes.nodes.parsing"].within
+    within(Job, pictures=4, guidance=5.0)
+    with pytest.raises(ErasureError, match="guidance is nan"):
+        within(Job, guidance=float("nan"))
+    with pytest.raises(ErasureError, match="pictures is 100000"):
+        within(Job, pictures=100000)
+
+
+def test_phrases_of_widgets_are_those_of_the_prompts(nodes) -> None:
+    parsing = sys.modules["realera_nodes.nodes.parsing"]
+    made = parsing.concept(
+        "tracer\\n\\(overwatch\\)".replace("\\n", "\n"), "a\u200b woman", "person", "x\\(y\\)\n\u200b\nz", "bird \\(sky\\): 2"
+    )
+    assert (made.phrase, made.anchor, made.aliases) == ("tracer (overwatch)", "a woman", ("x(y)", "z"))
+    assert [(k.phrase, k.weight) for k in made.preserve] == [("bird (sky)", 2.0)]
+    assert parsing.words("a\\(b\\)\n\ufeff\nc d") == ("a(b)", "c d")
+    check = nodes["RealEra_Concept"][0].validate_inputs
+    words = {"phrase": "airplane", "anchor": "sky", "kind": "object", "aliases": "", "preserve": "", "templates": ""}
+    assert "is empty" in check(**(words | {"phrase": "\u200b\ufeff"}))
+    assert "no text" in check(**(words | {"anchor": "\ud800"}))
+    assert "shorten it" in check(**(words | {"phrase": "x" * 100_000}))
+    assert "the weight of preserved" in check(**(words | {"preserve": "bird: " + "9" * 400}))
+    many = nodes["RealEra_EraseMany"][0].validate_inputs
+    listed = {"kind": "object", "retained": "", "preset": "none", "targets": "attn2.to_k", "t1": 200.0, "t2": 400.0}
+    assert many(list="tracer \\(overwatch\\) -> a woman", **listed) is True
+    assert "twice" in many(list="x \\(y\\) -> a\nX (y) -> b", **listed)
 
 
 def test_text_widgets_become_concepts(nodes) -> None:

@@ -120,7 +120,7 @@ def test_settings_that_only_hold_together_may_come_in_any_order(settings: list[s
         ("alignment.targets=attn2.to_v", "alignment.targets must be a list of words, not 'attn2.to_v'"),
         ("alignment.targets=[1]", "alignment.targets must be a list of words, not [1]"),
         ("alignment.targets=[]", "targets is empty"),
-        ("neighbors.m=-1", "m = -1"),
+        ("neighbors.m=-1", "m is -1: it must lie between 0 and 10000"),
         ("alignment.lr=0", "lr is 0.0"),
         ("alignment.lr=nan", "lr is nan"),
         ("closed_form.ridge=inf", "ridge is inf"),

@@ -105,7 +105,7 @@ def test_a_request_survives_json() -> None:
         ({"pictures": 1.5}, "pictures must be int"),
         ({"checkpoint": 1}, "checkpoint must be bool"),
         ({"method": "magic"}, "method is"),
-        ({"pictures": 0}, "pictures must lie"),
+        ({"pictures": 0}, "pictures is 0: it must lie between 1 and 64"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

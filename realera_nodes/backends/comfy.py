@@ -57,6 +57,8 @@ class ComfyBackend:
         self.text = ComfyText(clip, self.context_width)
         self.encode, self.rows, self.end_states = self.text.encode, self.text.rows, self.text.end_states
         self.phrase_ids, self.vocabulary, self.encoder_hash = self.text.phrase_ids, self.text.vocabulary, self.text.encoder_hash
+        if side is not None and (not 8 <= side <= 2048 or side % 8):  # wired up, it comes unchecked
+            raise ErasureError(f"picture_size is {side}: it must be 0, or a multiple of 8 between 8 and 2048.")
         self.vae, self.side = vae, side or self._native_side()
         self._student: HookStudent | FullWeights | None = None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ErasureError
+from ..core.phrases import spelled
 from ..core.spans import TextStates
 from ..core.vocabulary import whole_words
 from .text_cache import TextCache
@@ -80,15 +81,15 @@ class ComfyText:
             raise ErasureError(
                 f'"{prompt[:60]}" holds a textual inversion (embedding:), which has no words to edit: write words.'
             )
-        tokens = self.clip.tokenize(prompt, disable_weights=True)
+        tokens = self.clip.tokenize(spelled(prompt), disable_weights=True)
         if len(tokens[self.keys[0]]) > 1 or len(tokens[self.keys[0]][0]) > LENGTH:
             count = len(self._word_ids(prompt))
             raise ErasureError(f'"{prompt[:60]}..." has {count} tokens and the text encoder reads {LENGTH - 2}: shorten it.')
         return {k: tokens[k][0] for k in self.keys}
 
     def _word_ids(self, text: str) -> list[int]:
-        """Token ids without start and end."""
-        return self.tokenizer.tokenizer(text).input_ids[1:-1]
+        """Token ids without start and end, of a text as ``encode`` reads it: without the backslashes of escaped brackets."""
+        return self.tokenizer.tokenizer(spelled(text)).input_ids[1:-1]
 
     def phrase_ids(self, phrase: str) -> list[int]:
         """Token ids of a phrase inside a prompt, without start and end tokens."""

@@ -39,8 +39,6 @@ class DiffusersBackend(DiffusersText):
     """
 
     def __init__(self, pipe: Any, size: int | None = None):
-        from diffusers import DDIMScheduler
-
         unet: Any = getattr(pipe, "unet", None)
         width = getattr(getattr(unet, "config", None), "cross_attention_dim", None)
         if width not in KINDS:
@@ -57,9 +55,7 @@ class DiffusersBackend(DiffusersText):
         if self.side < cell or self.side % cell:
             raise ErasureError(f"pictures of {self.side} pixels are not possible: choose a size that is a multiple of {cell}.")
         # other schedulers' configurations lack these, and DDIM's own defaults are not Stable Diffusion's
-        self.scheduler = DDIMScheduler.from_config(
-            pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1
-        )
+        self.scheduler = _ddim(pipe.scheduler.config)
         predicts = self.scheduler.config.prediction_type
         if predicts not in ("epsilon", "v_prediction"):
             raise ErasureError(
@@ -176,9 +172,10 @@ class DiffusersBackend(DiffusersText):
             self.pipe.scheduler = kept
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Start noise (N, 4, h, w): a seed gives the same in any batch."""
+        """Start noise (N, 4, h, w): a seed gives the same in any batch. After the largest seed comes 0."""
         h = self.side // self.pipe.vae_scale_factor
-        return torch.stack([torch.randn(4, h, h, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        wrapped = [s - 2**64 if s >= 2**64 else s for s in seeds]
+        return torch.stack([torch.randn(4, h, h, generator=torch.Generator().manual_seed(s)) for s in wrapped])
 
     def alphas(self) -> Tensor:
         """Cumulative products of the noise schedule, (1000,)."""
@@ -229,3 +226,16 @@ class DiffusersBackend(DiffusersText):
             if on_batch:
                 on_batch(len(out[-1]))
         return torch.cat(out)
+
+
+def _ddim(config: Any) -> Any:
+    """DDIM on a model's own noise schedule."""
+    from diffusers import DDIMScheduler
+
+    class Ddim(DDIMScheduler):
+        def set_timesteps(self, *args: Any, **options: Any) -> None:
+            super().set_timesteps(*args, **options)
+            # with as many steps as the schedule has, the offset leads one beyond its end
+            self.timesteps = self.timesteps.clamp(max=self.config.num_train_timesteps - 1)  # type: ignore[has-type]
+
+    return Ddim.from_config(config, clip_sample=False, set_alpha_to_one=False, steps_offset=1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ErasureError
+from ..core.phrases import spelled
 from ..core.spans import TextStates
 from ..core.vocabulary import whole_words
 from .idle_layers import without_idle_layers
@@ -34,7 +35,7 @@ class DiffusersText:
         new = self._texts.missing(prompts)
         for start in range(0, len(new), ENCODE_BATCH):
             batch = new[start : start + ENCODE_BATCH]
-            ids = [self._ids(p) for p in batch]
+            ids = [self.token_ids(p) for p in batch]
             with self._lean():
                 encoded = self.pipe.encode_prompt(
                     batch, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -94,7 +95,8 @@ class DiffusersText:
         # SDXL's states are taken one layer before the last, so there every layer counts
         return nullcontext() if self.kind == "sdxl" else without_idle_layers(self.pipe.text_encoder)
 
-    def _ids(self, prompt: str) -> list[int]:
+    def token_ids(self, prompt: str) -> list[int]:
+        """Ids of a prompt with start, end and padding. ErasureError: it is longer than the encoder reads."""
         tokenizer, longest = self.pipe.tokenizer, self.pipe.tokenizer.model_max_length
         ids = tokenizer(prompt, padding="max_length", max_length=longest).input_ids
         if len(ids) > longest:
@@ -104,7 +106,7 @@ class DiffusersText:
         return ids
 
     def phrase_ids(self, phrase: str) -> list[int]:
-        return self.pipe.tokenizer(phrase, add_special_tokens=False).input_ids
+        return self.pipe.tokenizer(spelled(phrase), add_special_tokens=False).input_ids
 
     def vocabulary(self) -> list[str]:
         """Whole words of the tokenizer, commonest first."""

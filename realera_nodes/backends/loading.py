@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from ..core.errors import ErasureError
-from ..formats.architecture import SUPPORTED
+from ..formats.architecture import PREDICTIONS, SUPPORTED
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.stream import SafetensorsFile
 from .diffusers import DiffusersBackend
 from .single_file import finite, single_file_pipeline
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-PREDICTIONS = ("epsilon", "v_prediction")
 #: a pipeline's parts with weights and without, of SD and of SDXL
 MODELS = (("unet", "text_encoder", "vae"), ("unet", "text_encoder", "text_encoder_2", "vae"))
 OTHERS = (("tokenizer", "scheduler"), ("tokenizer", "tokenizer_2", "scheduler"))

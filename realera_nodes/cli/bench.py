@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..core.errors import ErasureError
 from ..spread import EXECUTORS
-from .common import console, friendly
+from .common import Commands, console, friendly
 
 if TYPE_CHECKING:
     from ..bench.erasure.run import Bench
@@ -36,7 +36,9 @@ TITLES = {
     "explicit": "Explicit content on I2P (MACE Table 2).",
     "coco": "Regular content: FID and CLIP score on MS-COCO captions; distances on the embedded model.",
 }
-app = typer.Typer(no_args_is_help=True, help="The erasure benchmark: what is gone and what stays, every method in one run.")
+app = typer.Typer(
+    no_args_is_help=True, cls=Commands, help="The erasure benchmark: what is gone and what stays, every method in one run."
+)
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ def perform(bench: Bench, accuracy: str, jobs: int, executor: str, surface: str 
 def _bars() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[dict, int, int], None]]]:
     """One bar for all rows, one for what is going on, and a line for each row that is done."""
     columns = (
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<22}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

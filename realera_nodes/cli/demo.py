@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..core.phrases import same
+from ..formats.atomic import check_target
 from .common import console, friendly
 from .erase import concepts_of, run_job
 
@@ -34,7 +36,7 @@ def demo_model(
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to; made if missing.")] = Path("demo-output"),
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the first picture in each row.")] = 0,
     gallery: Annotated[bool, typer.Option(help="First draw what the model knows.")] = True,
     erasure: Annotated[bool, typer.Option(help="Erase a concept and compare.")] = True,
@@ -43,22 +45,19 @@ def demo(
 ) -> None:
     """Draw what the embedded model knows, then erase a concept from it and draw again: pictures, numbers, files."""
     from ..demo.gallery import draw_gallery
-    from ..job import Job
+    from ..job import Job, prepare
 
     with friendly():
+        words = [w for w in ("bird", "ship") if not same(w, concept) and not same(w, anchor)]
+        job = Job(
+            "demo", concepts_of([concept], [anchor], "object", words, {}), out, sampling_steps=steps, seed=seed, overwrite=True
+        )
+        prepare(job)
+        check_target(out / "gallery.png", overwrite=True)
         if gallery:
             console.print(draw_gallery(out, steps=steps, seed=seed, console=console, each=2))
             console.print(f"pictures in {out.resolve() / 'gallery.png'}", highlight=False, soft_wrap=True)
         if erasure:
-            words = [w for w in ("bird", "ship") if w != concept]
-            job = Job(
-                "demo",
-                concepts_of([concept], [anchor], "object", words, {}),
-                out,
-                sampling_steps=steps,
-                seed=seed,
-                overwrite=True,
-            )
             run_job(job, dry_run=False)
 
 

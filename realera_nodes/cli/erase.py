@@ -108,7 +108,7 @@ def make_command(closed_form: bool, alignment: bool, title: str):
         with friendly():
             table = read_toml(config) if config else {}
             concepts = concepts_of(concept, anchor, kind, preserve, table)
-            chosen = method or str(table.pop("method", METHODS[0]))
+            chosen = method or str(table.get("method", METHODS[0]))
             base: Config = config_of(chosen, concepts)
             if isinstance(base, ErasureConfig):
                 base = replace(base, closed_form_on=closed_form, alignment_on=alignment, neighbors_on=neighbors, beyond_on=beyond)

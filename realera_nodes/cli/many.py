@@ -9,13 +9,14 @@ import typer
 
 from ..core.concepts import Preserved
 from ..core.errors import ErasureError
+from ..core.phrases import phrase_of, spelled
 from ..core.templates import CONTEXTS
 from ..mass_config import METHODS
 from ..methods import mass_config
 from ..presets import load_preset, preset_names
 from ..presets.settings import preset_config
 from ..settings import concepts_from, config_from, read_toml, retained_from, with_settings
-from ..spread import EXECUTORS
+from ..spread import EXECUTORS, check_executor
 from .common import console, friendly, progress_bars
 from .erase import CheckpointArg, OutOpt, SetOpt, run_job
 
@@ -47,7 +48,8 @@ def erase_many_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier run.")] = False,
 ) -> None:
     """Erase many concepts at once (MACE). A stopped run goes on: finished concepts are not trained again."""
-    from ..job import Job, prepare
+    from ..checks import check_loaded
+    from ..job import Job, load, prepare, probes_of
     from ..parallel import shelf_of, train_all
 
     with friendly():
@@ -68,8 +70,10 @@ def erase_many_command(
             size=size, prediction=prediction, device=device, save_checkpoint=checkpoint_file, overwrite=overwrite,
             config=config, retained=retained, prior=prior,
         )  # fmt: skip
-        prepare(job)
+        source = prepare(job)
+        check_executor(executor, jobs)
         if config.fusion != "none":
+            check_loaded(job, load(job, source), probes_of(job))  # before hours of training, whose processes load it themselves
             shelf = shelf_of(job)
             there = sum(shelf.path(c).exists() for c in concepts)
             console.print(f"{len(concepts)} concepts, {there} of them finished earlier", highlight=False)
@@ -92,17 +96,24 @@ def prior_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:  # fmt: skip
     """Sum up once what mass erasures keep, for any model with the same text encoder."""
+    from ..checks import check_prompts
+    from ..formats.atomic import check_target
     from ..job import Job, load, open_source
     from ..priors import build_prior, write_prior
 
     with friendly(), progress_bars() as progress:
+        check_target(out, overwrite)
         phrases = tuple(Preserved(p) for p in retain)
+        empty = "a phrase of --without is empty: write a word or phrase, or leave it out."
+        banned = tuple(phrase_of(p, empty, "a phrase of --without") for p in without)
+        own = _lines(captions)
         unknown = [k for k in kind if k not in CONTEXTS]
         if unknown:
             raise ErasureError(f'unknown kind "{unknown[0]}": choose one of {", ".join(CONTEXTS)}.')
         source = open_source(checkpoint)
         backend = load(Job(checkpoint, (), out, device=device), source)
-        prior = build_prior(backend, phrases, kind, tuple(without), _lines(captions), progress=progress)
+        check_prompts(backend, ((t, p.phrase) for k in kind for t in CONTEXTS[k] for p in phrases))
+        prior = build_prior(backend, phrases, kind, banned, own, progress=progress)
         write_prior(out, prior, overwrite)
     console.print(f"wrote {out}: {prior.captions} captions, {len(phrases)} retained phrases", highlight=False, soft_wrap=True)
 
@@ -111,8 +122,10 @@ def _lines(path: Path | None) -> list[str] | None:
     """Lines of a text file that are not empty. ErasureError: it cannot be read."""
     if path is None:
         return None
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ErasureError(f"{path} is no file: give --captions a text file.")
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line for line in map(spelled, path.read_text(encoding="utf-8-sig").splitlines()) if line]
     except (OSError, UnicodeDecodeError) as error:
         raise ErasureError(f"{path} cannot be read as text ({error}): give --captions a UTF-8 file.") from error
     if not found:

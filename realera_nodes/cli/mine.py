@@ -10,6 +10,8 @@ import typer
 from rich.table import Table
 
 from ..core.concepts import Concept
+from ..core.phrases import phrase_of
+from ..core.settings import Range, require
 from ..erasure import ErasureConfig
 from ..settings import config_from, read_toml, with_settings
 from .common import console, friendly, progress_bars
@@ -35,17 +37,20 @@ def mine(
         from ..job import open_source
         from ..neighborhood import draw_map, survey
 
+        require("top", top, Range(0, 100_000))
         chosen = with_settings(config_from(read_toml(config) if config else {}, ErasureConfig()), settings)
         target = Concept(concept, anchor, kind)
+        own = [phrase_of(w, "a --word is empty: write a word or phrase, or leave it out.", "a --word") for w in word]
         if plot:
             check_target(plot, overwrite)
+            import matplotlib  # noqa: F401 missing, it is told now
         source = open_source(checkpoint)
         with progress_bars() as progress:
-            mined, (around,) = survey(load_backend(source.load), [target], chosen, word, progress)
+            mined, (around,) = survey(load_backend(source.load), [target], chosen, own, progress)
         shown = Table("word", "cosine", "distance", "in text space", "response", "erased with it")
         erased = set(mined.words)
-        words = sorted(mined.named[concept], key=lambda w: -(w.response or 0))
-        for w in [*(w for w in words if w.word in word), *(w for w in words[:top] if w.word not in word)]:
+        words = sorted(mined.named[target.phrase], key=lambda w: -(w.response or 0))
+        for w in [*(w for w in words if w.word in own), *(w for w in words[:top] if w.word not in own)]:
             shown.add_row(w.word, f"{w.cosine:.2f}", f"{w.distance:.2f}", "inside" if w.inside else "",
                           f"{w.response:.2f}", "yes" if w.word in erased else "")  # fmt: skip
         console.print(shown)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import ErasureError
+from ..core.settings import Range, require
 from .common import friendly
 
 
@@ -44,11 +45,20 @@ def studio(
 ) -> None:
     """Open the panel in a browser: choose, look around, preview, erase, compare, export."""
     with friendly():
-        from ..job import DEMO
+        from ..backends.loading import torch_device
+        from ..formats.atomic import check_target
+        from ..job import DEMO, Job
         from ..studio.app import build
         from ..studio.desk import Desk
         from ..studio.safety import Places
 
+        Job(DEMO, (), out, size=size, prediction=prediction)  # refuses what no run could be made with
+        torch_device(device)
+        if port is not None:
+            require("port", port, Range(1, 65535))
+        if out.exists() and not out.is_dir():
+            raise ErasureError(f"{out} is a file: give --out a folder.")
+        check_target(out / ".studio.lock", overwrite=True)
         given = tuple(Path(m) for m in model if m != DEMO)
         for path in (*given, *models):
             if not path.exists():

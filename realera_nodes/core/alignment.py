@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from .adapters import Factors
 from .errors import ErasureError
 from .neighbors import NeighborConfig, sample_neighbors
+from .settings import check_settings, layers, number, seed
 from .spans import ErasurePair, TextStates
 from .training import TrainState, record, restore
 
@@ -39,45 +39,28 @@ class AlignmentConfig:
         trajectories, trajectory_steps, guidance: how z_t is made, from the anchor's prompts under the original model
     """
 
-    steps: int = 200
-    lr: float = 1e-4
-    rank: int = 4
-    alpha: float = 0.0
-    targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
-    batch: int = 2
-    accumulate: int = 1
+    steps: int = number(200, 1, 1_000_000)
+    lr: float = number(1e-4, 1e-7, 1, 1e-6)
+    rank: int = number(4, 1, 320)
+    alpha: float = number(0.0, 0, 1024, 0.5)
+    targets: tuple[str, ...] = layers(("attn2.to_k", "attn2.to_v"))
+    batch: int = number(2, 1, 64)
+    accumulate: int = number(1, 1, 64)
     neighbors: bool = True
     beyond: bool = True
-    gamma_1: float = 0.3
-    gamma_2: float = 0.7
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    patience: int = 0
-    check_every: int = 20
-    trajectories: int = 4
-    trajectory_steps: int = 20
-    guidance: float = 5.0
-    seed: int = 0
+    gamma_1: float = number(0.3, 0, 10)
+    gamma_2: float = number(0.7, 0, 10)
+    weight_decay: float = number(0.01, 0, 1, 0.001)
+    clip: float = number(1.0, 0, 100, 0.1)
+    patience: int = number(0, 0, 1000)
+    check_every: int = number(20, 1, 1000)
+    trajectories: int = number(4, 1, 64)
+    trajectory_steps: int = number(20, 1, 1000)
+    guidance: float = number(5.0, 0, 100, 0.1)
+    seed: int = seed(0)
 
     def __post_init__(self) -> None:
-        rules = [
-            (self.steps >= 1, f"steps is {self.steps}: it must be 1 or more"),
-            (0 < self.lr <= 1, f"lr is {self.lr}: it must be above 0 and at most 1"),
-            (1 <= self.rank <= 320, f"rank is {self.rank}: it must lie between 1 and 320"),
-            (0 <= self.alpha < math.inf, f"alpha is {self.alpha}: it must be 0 (same as rank) or more, and finite"),
-            (bool(self.targets), "targets is empty: name at least one projection, such as attn2.to_v"),
-            (self.batch >= 1 and self.accumulate >= 1, "batch and accumulate must be 1 or more"),
-            (all(0 <= g < math.inf for g in (self.gamma_1, self.gamma_2)), "gamma_1 and gamma_2 must be 0 or more, and finite"),
-            (0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}: it must be 0 or more, and finite"),
-            (self.clip >= 0 and self.patience >= 0, "clip and patience must be 0 (off) or more"),
-            (self.check_every >= 1, f"check_every is {self.check_every}: it must be 1 or more"),
-            (self.trajectories >= 1 and self.trajectory_steps >= 1, "trajectories and trajectory_steps must be 1 or more"),
-            (math.isfinite(self.guidance), f"guidance is {self.guidance}: it must be finite"),
-            (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
-        ]
-        for holds, sentence in rules:
-            if not holds:
-                raise ErasureError(sentence + ".")
+        check_settings(self)
 
     @property
     def scale(self) -> float:

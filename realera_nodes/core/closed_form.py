@@ -11,7 +11,6 @@ before the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import ErasureError
+from .settings import check_settings, number
 
 #: rows of a product: few enough to stay in the processor's cache
 CHUNK = 1024
@@ -42,26 +42,20 @@ class ClosedFormConfig:
         max_condition: refuse to invert C beyond it
     """
 
-    lambda_1: float = 0.1
-    prior: float = 1.0
-    beyond: float = 16.0
-    head: float = 1.0
-    ridge: float = 1e-3
+    lambda_1: float = number(0.1, 0, 1000)
+    prior: float = number(1.0, 0, 1000)
+    beyond: float = number(16.0, 0, 1000)
+    head: float = number(1.0, 0, 1000)
+    ridge: float = number(1e-3, 0, 1, 0.0001)
     keys: bool = True
     values: bool = True
-    strength: float = 1.0
-    max_condition: float = 1e13
+    strength: float = number(1.0, -10, 10, 0.05)
+    max_condition: float = number(1e13, 1, 1e30)
 
     def __post_init__(self) -> None:
-        for name in ("lambda_1", "prior", "beyond", "head", "ridge"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ErasureError(f"{name} is {getattr(self, name)}: it must be 0 or more, and finite.")
-        if not -10 <= self.strength <= 10:
-            raise ErasureError(f"strength is {self.strength}: it must lie between -10 and 10.")
+        check_settings(self)
         if not (self.keys or self.values):
             raise ErasureError("neither W_K nor W_V is selected: edit at least one of them.")
-        if not self.max_condition >= 1:
-            raise ErasureError(f"max_condition is {self.max_condition}: it must be 1 or more.")
 
     def edits(self, name: str) -> bool:
         """Whether a projection of this name is edited."""

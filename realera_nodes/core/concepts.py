@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from .errors import ErasureError
+from .phrases import folded, phrase_of, same, template_of, told
 
 #: prompts under which a concept is mined, edited and trained; {} is the phrase
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -20,6 +20,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
+#: weight of a preserved phrase, at most
+HEAVIEST = 1e6
+
+
 @dataclass(frozen=True)
 class Preserved:
     """A phrase that must keep its meaning; ``weight`` multiplies its rows in the preserve sum of Eq. 7."""
@@ -28,10 +32,14 @@ class Preserved:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.phrase.strip():
-            raise ErasureError("a preserved phrase is empty: write the concept to keep, or leave it out.")
-        if not 0 < self.weight < math.inf:
-            raise ErasureError(f'the weight of preserved "{self.phrase}" is {self.weight}: it must be above 0 and finite.')
+        empty = "a preserved phrase is empty: write the concept to keep, or leave it out."
+        object.__setattr__(self, "phrase", phrase_of(self.phrase, empty, "a preserved phrase"))
+        weight = self.weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= HEAVIEST:
+            large = isinstance(weight, int | float) and HEAVIEST < weight < math.inf
+            wanted = f"it must be at most {HEAVIEST:g}" if large else "it must be above 0 and finite"
+            raise ErasureError(f'the weight of preserved "{self.phrase}" is {told(weight)}: {wanted}.')
+        object.__setattr__(self, "weight", float(weight))
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Concept:
     Raises:
         ErasureError: empty phrase or anchor, concept equal to anchor, unknown kind, a phrase both erased and preserved,
             a template without exactly one ``{}``, masks without as many pictures.
+
+    Phrases and templates are kept as ``core.phrases`` spells them.
     """
 
     phrase: str
@@ -59,23 +69,22 @@ class Concept:
     masks: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.phrase.strip():
-            raise ErasureError("the concept to erase is empty: write a word or phrase.")
-        if not self.anchor.strip():
-            raise ErasureError(f'the anchor of "{self.phrase}" is empty: write what it should become, such as "sky".')
+        phrase = phrase_of(self.phrase, "the concept to erase is empty: write a word or phrase.", "the concept to erase")
+        where = f'the anchor of "{phrase}"'
+        anchor = phrase_of(self.anchor, f'{where} is empty: write what it should become, such as "sky".', where)
+        alias = f'an alias of "{phrase}"'
+        aliases = tuple(phrase_of(a, f"{alias} is empty: write a phrase, or leave it out.", alias) for a in self.aliases)
+        templates = None if self.templates is None else tuple(map(template_of, self.templates))
+        for name, value in (("phrase", phrase), ("anchor", anchor), ("aliases", aliases), ("templates", templates)):
+            object.__setattr__(self, name, value)
         if self.kind not in TEMPLATES:
             raise ErasureError(f'unknown kind "{self.kind}": choose one of {", ".join(TEMPLATES)}.')
-        for phrase in self.phrases:
-            if not phrase.strip():
-                raise ErasureError(f'an alias of "{self.phrase}" is empty: write a phrase, or leave it out.')
-            if same(phrase, self.anchor):
-                raise ErasureError(f'"{phrase}" is both erased and the anchor: choose another anchor.')
+        for p in self.phrases:
+            if same(p, self.anchor):
+                raise ErasureError(f'"{p}" is both erased and the anchor: choose another anchor.')
         for kept in self.preserve:
             if any(same(kept.phrase, p) for p in self.phrases):
                 raise ErasureError(f'"{kept.phrase}" is both erased and preserved: keep it on one list.')
-        for template in self.templates or ():
-            if not holds_one_phrase(template):
-                raise ErasureError(f'the template "{template}" must hold {{}} once, where the phrase goes.')
         if self.masks is not None and (self.images is None or len(self.images) != len(self.masks)):
             count = 0 if self.images is None else len(self.images)
             raise ErasureError(f'"{self.phrase}" has {len(self.masks)} masks for {count} pictures: give one for each picture.')
@@ -90,20 +99,6 @@ class Concept:
         return self.templates or TEMPLATES[self.kind]
 
 
-def holds_one_phrase(template: str) -> bool:
-    """Whether ``template.format(phrase)`` puts the phrase in once: one bare {}, no other field, no loose brace."""
-    try:
-        fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError:
-        return False
-    return fields == [("", "", None)]
-
-
-def same(a: str, b: str) -> bool:
-    """Whether two phrases are one to a tokenizer that folds case and spaces."""
-    return " ".join(a.casefold().split()) == " ".join(b.casefold().split())
-
-
 def check_together(concepts: tuple[Concept, ...] | list[Concept]) -> None:
     """Raises ErasureError where concepts contradict each other: none, one twice, or erased here and preserved there."""
     if not concepts:
@@ -111,13 +106,13 @@ def check_together(concepts: tuple[Concept, ...] | list[Concept]) -> None:
     erased: dict[str, Concept] = {}
     for concept in concepts:
         for phrase in concept.phrases:
-            key = " ".join(phrase.casefold().split())
+            key = folded(phrase)
             if key in erased:
                 raise ErasureError(f'"{phrase}" is on the list twice: keep one.')
             erased[key] = concept
     for concept in concepts:
         for phrase in (concept.anchor, *(p.phrase for p in concept.preserve)):
-            if " ".join(phrase.casefold().split()) in erased:
+            if folded(phrase) in erased:
                 role = "the anchor of" if same(phrase, concept.anchor) else "preserved for"
                 raise ErasureError(f'"{phrase}" is erased, but also {role} "{concept.phrase}": keep it on one list.')
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alignment import join
-from .concepts import Concept, check_together, holds_one_phrase
+from .concepts import Concept, check_together
 from .errors import ErasureError
+from .settings import check_settings, choice, number, prompts, seed
 from .spans import TextStates
 from .training import TrainState, record, restore
 
@@ -49,40 +50,22 @@ class EsdConfig:
             all normalisation (later code, which trains linear layers and convolutions), or "nothing"
     """
 
-    variant: str = "x"
-    eta: float = 1.0
-    origin: str = "empty"
-    steps: int = 1000
-    lr: float = 1e-5
-    batch: int = 1
-    sampling_steps: int = 50
-    guidance: float = 3.0
-    drawn_by: str = "tuned"
-    clip: float = 0.0
-    templates: tuple[str, ...] = ("{}",)
-    seed: int = 0
-    left_out: str = "ends"
+    variant: str = choice("x", VARIANTS)
+    eta: float = number(1.0, -100, 100, 0.1)
+    origin: str = choice("empty", ORIGINS)
+    steps: int = number(1000, 1, 1_000_000)
+    lr: float = number(1e-5, 1e-7, 1, 1e-6)
+    batch: int = number(1, 1, 64)
+    sampling_steps: int = number(50, 1, 999)
+    guidance: float = number(3.0, -100, 100, 0.1)
+    drawn_by: str = choice("tuned", DRAWN_BY)
+    clip: float = number(0.0, 0, 100, 0.1)
+    templates: tuple[str, ...] = prompts(("{}",))
+    seed: int = seed(0)
+    left_out: str = choice("ends", LEFT_OUT)
 
     def __post_init__(self) -> None:
-        rules = [
-            (self.variant in VARIANTS, f'variant is "{self.variant}": choose one of {", ".join(VARIANTS)}'),
-            (self.origin in ORIGINS, f'origin is "{self.origin}": choose one of {", ".join(ORIGINS)}'),
-            (self.drawn_by in DRAWN_BY, f'drawn_by is "{self.drawn_by}": choose one of {", ".join(DRAWN_BY)}'),
-            (self.left_out in LEFT_OUT, f'left_out is "{self.left_out}": choose one of {", ".join(LEFT_OUT)}'),
-            (math.isfinite(self.eta), f"eta is {self.eta}: it must be finite"),
-            (self.steps >= 1, f"steps is {self.steps}: it must be 1 or more"),
-            (0 < self.lr <= 1, f"lr is {self.lr}: it must be above 0 and at most 1"),
-            (self.batch >= 1, f"batch is {self.batch}: it must be 1 or more"),
-            (1 <= self.sampling_steps <= 999, f"sampling_steps is {self.sampling_steps}: it must lie between 1 and 999"),
-            (math.isfinite(self.guidance), f"guidance is {self.guidance}: it must be finite"),
-            (0 <= self.clip < math.inf, f"clip is {self.clip}: it must be 0 (off) or more, and finite"),
-            (bool(self.templates) and all(map(holds_one_phrase, self.templates)),
-             "each of templates must hold {} once, where the phrase goes, and there must be one at least"),
-            (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
-        ]  # fmt: skip
-        for holds, sentence in rules:
-            if not holds:
-                raise ErasureError(sentence + ".")
+        check_settings(self)
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of this (diffusers) name is trained."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import ErasureError
+from .settings import check_settings, number, seed
 from .spans import ErasurePair
 
 
@@ -45,55 +46,40 @@ class NeighborConfig:
         response_beyond: and is kept below this one
     """
 
-    d1: float = 0.6
-    d2: float = 1.5
-    inner: float = 0.75
-    s1: float = 0.98
-    s2: float = 0.8
-    d1_anchor: float = 0.1
-    m: int = 10
-    n: int = 30
+    d1: float = number(0.6, 0.01, 10)
+    d2: float = number(1.5, 0.01, 10)
+    inner: float = number(0.75, 0, 10)
+    s1: float = number(0.98, -1, 1)
+    s2: float = number(0.8, -1, 1)
+    d1_anchor: float = number(0.1, 0, 10)
+    m: int = number(10, 0, 10_000)
+    n: int = number(30, 0, 10_000)
     renormalize: bool = False
-    tries: int = 200
-    words: int = 128
-    word_weight: float = 1.0
-    words_beyond: int = 1024
-    vocabulary: int = 20000
-    candidates: int = 1300
-    nearest: float = 0.3
-    learnt: float = 0.25
-    response: float = 0.5
-    response_beyond: float = 0.3
-    seed: int = 0
+    tries: int = number(200, 1, 100_000)
+    words: int = number(128, 0, 4096)
+    word_weight: float = number(1.0, 0.01, 10)
+    words_beyond: int = number(1024, 0, 49408)
+    vocabulary: int = number(20000, 1, 49408, 1000)
+    candidates: int = number(1300, 0, 49408)
+    nearest: float = number(0.3, 0, 1)
+    learnt: float = number(0.25, 0, 1)
+    response: float = number(0.5, -1, 1)
+    response_beyond: float = number(0.3, -1, 1)
+    seed: int = seed(0)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         rules = [
-            (self.d1 > 0, f"d1 is {self.d1}: the neighborhood's radius must be above 0"),
+            (max(self.d1, self.inner) < self.d2, f"d2 is {self.d2}: it must be above d1 ({self.d1}) and inner ({self.inner})"),
+            (self.s2 < self.s1, f"s2 = {self.s2} and s1 = {self.s1}: they must satisfy -1 <= s2 < s1 <= 1"),
             (
-                max(self.d1, self.inner) < self.d2 < math.inf,
-                f"d2 is {self.d2}: it must be finite and above d1 ({self.d1}) and inner ({self.inner})",
-            ),
-            (self.inner >= 0, f"inner is {self.inner}: it must be 0 or more"),
-            (-1 <= self.s2 < self.s1 <= 1, f"s2 = {self.s2} and s1 = {self.s1}: they must satisfy -1 <= s2 < s1 <= 1"),
-            (0 <= self.d1_anchor < math.inf, f"d1_anchor is {self.d1_anchor}: it must be 0 or more, and finite"),
-            (self.m >= 0 and self.n >= 0, f"m = {self.m}, n = {self.n}: counts must be 0 or more"),
-            (
-                self.words >= 0 and self.words_beyond >= 0 and self.vocabulary >= 0 and self.candidates >= 0,
-                "words, words_beyond, vocabulary and candidates must be 0 or more",
+                self.nearest + self.learnt <= 1,
+                f"nearest = {self.nearest} and learnt = {self.learnt}: they are shares of the candidates, together at most 1",
             ),
             (
-                self.nearest >= 0 and self.learnt >= 0 and self.nearest + self.learnt <= 1,
-                f"nearest = {self.nearest} and learnt = {self.learnt}: they are shares of the candidates, "
-                "0 or more and together at most 1",
-            ),
-            (self.vocabulary >= 1, "vocabulary is 0: it must be 1 or more; words = 0 turns named neighbors off"),
-            (
-                -1 <= self.response_beyond <= self.response <= 1,
+                self.response_beyond <= self.response,
                 f"response_beyond = {self.response_beyond} and response = {self.response}: they must rise within -1 to 1",
             ),
-            (0 < self.word_weight < math.inf, f"word_weight is {self.word_weight}: it must be above 0, and finite"),
-            (self.tries >= 1, f"tries is {self.tries}: it must be 1 or more"),
-            (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
         ]
         for holds, sentence in rules:
             if not holds:

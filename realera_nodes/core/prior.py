@@ -9,16 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .phrases import folded
+
 CAPTIONS = Path(__file__).parent / "captions.txt"
 
 
 def captions(without: Iterable[str] = (), lines: Sequence[str] | None = None) -> list[str]:
     """Neutral captions, the shipped ones or ``lines``, without those that hold one of the phrases ``without`` as words."""
     lines = CAPTIONS.read_text(encoding="utf-8").splitlines() if lines is None else list(lines)
-    phrases = [re.escape(" ".join(p.casefold().split())) for p in without if p.strip()]
+    phrases = [re.escape(folded(p)) for p in without if folded(p)]
     if not phrases:
         return lines
-    banned = re.compile(r"\b(?:" + "|".join(phrases) + r")(?:s|es)?\b")
+    # a phrase may begin or end with a bracket, where no word does
+    banned = re.compile(r"(?<!\w)(?:" + "|".join(phrases) + r")(?:s|es)?(?!\w)")
     return [line for line in lines if not banned.search(line.casefold())]
 
 

@@ -9,7 +9,6 @@ The objective is that of core.closed_form with other rows, so the same sums and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from torch import Tensor
 from .closed_form import Grams, Transform, solve
 from .concepts import Concept
 from .errors import ErasureError
+from .settings import check_settings, number
 from .spans import ErasurePair, TextStates, make_pair
 from .templates import CONTEXTS, contexts_of
 
@@ -52,25 +52,19 @@ class RefinementConfig:
         max_condition: refuse to invert C beyond it
     """
 
-    lambda_1: float = 1e-4
-    lambda_2: float = 1e-4
-    lambda_3: float = 1.0
-    mu: float = 0.0
-    prior_rows: float = CAPTION_ROWS
+    lambda_1: float = number(1e-4, 0, 1000, 1e-7)
+    lambda_2: float = number(1e-4, 0, 1000, 1e-7)
+    lambda_3: float = number(1.0, 0, 1000, 0.1)
+    mu: float = number(0.0, 0, 10_000, 0.1)
+    prior_rows: float = number(CAPTION_ROWS, 0, 1e12, 1)
     double_scale: bool = False
-    contexts: int = 30
+    contexts: int = number(30, 1, 30)
     head: bool = True
-    ridge: float = 1e-6
-    max_condition: float = 1e13
+    ridge: float = number(1e-6, 0, 1, 1e-6)
+    max_condition: float = number(1e13, 1, 1e30)
 
     def __post_init__(self) -> None:
-        for name in ("lambda_1", "lambda_2", "lambda_3", "mu", "prior_rows", "ridge"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ErasureError(f"{name} is {getattr(self, name)}: it must be 0 or more, and finite.")
-        if self.contexts < 1:
-            raise ErasureError(f"contexts is {self.contexts}: it must be 1 or more.")
-        if not self.max_condition >= 1:
-            raise ErasureError(f"max_condition is {self.max_condition}: it must be 1 or more.")
+        check_settings(self)
 
     @classmethod
     def for_kind(cls, kind: str, **changes: Any) -> RefinementConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from .alignment import Student, join
 from .attention import AttentionMaps, concept_map, layer_size, resized
 from .concept_prompts import ConceptPrompts, Encode, PhraseIds, concept_prompts
 from .errors import ErasureError
+from .settings import check_settings, choice, layers, number, seed
 from .spans import TextStates
 from .timesteps import draw, focal_density, uniform_density
 from .training import TrainState, record, restore
@@ -47,50 +47,31 @@ class SuppressionConfig:
         squared: sum of squares, as Eq. 3 is written; off, the norm of each layer, as the public code has it
     """
 
-    steps: int = 50
-    lr: float = 1e-4
-    rank: int = 1
-    alpha: float = 0.0
-    targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
-    batch: int = 1
-    weight_decay: float = 0.01
-    clip: float = 1.0
+    steps: int = number(50, 1, 1_000_000)
+    lr: float = number(1e-4, 1e-7, 1, 1e-6)
+    rank: int = number(1, 1, 320)
+    alpha: float = number(0.0, 0, 1024, 0.5)
+    targets: tuple[str, ...] = layers(("attn2.to_k", "attn2.to_v"))
+    batch: int = number(1, 1, 64)
+    weight_decay: float = number(0.01, 0, 1, 0.001)
+    clip: float = number(1.0, 0, 100, 0.1)
     cfis: bool = True
-    t1: float = 200.0
-    t2: float = 400.0
-    gamma: float = 0.05
-    images: int = 8
-    image_steps: int = 30
-    guidance: float = 7.5
-    mask: str = "attention"
-    mask_threshold: float = 0.4
+    t1: float = number(200.0, 0, 1000, 1)
+    t2: float = number(400.0, 0, 1000, 1)
+    gamma: float = number(0.05, 0.001, 10, 0.001)
+    images: int = number(8, 1, 64)
+    image_steps: int = number(30, 1, 1000)
+    guidance: float = number(7.5, 0, 100, 0.1)
+    mask: str = choice("attention", MASKS)
+    mask_threshold: float = number(0.4, 0.01, 0.99)
     tail: bool = True
     squared: bool = False
-    seed: int = 0
-    prompts: int = 30
+    seed: int = seed(0)
+    prompts: int = number(30, 1, 30)
 
     def __post_init__(self) -> None:
-        rules = [
-            (self.steps >= 1, f"steps is {self.steps}: it must be 1 or more"),
-            (0 < self.lr <= 1, f"lr is {self.lr}: it must be above 0 and at most 1"),
-            (1 <= self.rank <= 320, f"rank is {self.rank}: it must lie between 1 and 320"),
-            (0 <= self.alpha < math.inf, f"alpha is {self.alpha}: it must be 0 (same as rank) or more, and finite"),
-            (bool(self.targets), "targets is empty: name at least one projection, such as attn2.to_k"),
-            (self.batch >= 1, f"batch is {self.batch}: it must be 1 or more"),
-            (0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}: it must be 0 or more, and finite"),
-            (self.clip >= 0, f"clip is {self.clip}: it must be 0 (off) or more"),
-            (0 <= self.t1 < self.t2 < math.inf, f"t1 is {self.t1} and t2 is {self.t2}: they must hold 0 <= t1 < t2"),
-            (0 < self.gamma < math.inf, f"gamma is {self.gamma}: it must be above 0 and finite"),
-            (self.images >= 1 and self.image_steps >= 1, "images and image_steps must be 1 or more"),
-            (math.isfinite(self.guidance), f"guidance is {self.guidance}: it must be finite"),
-            (self.prompts >= 1, f"prompts is {self.prompts}: it must be 1 (the picture's own) or more"),
-            (self.mask in MASKS, f'mask is "{self.mask}": choose one of {", ".join(MASKS)}'),
-            (0 < self.mask_threshold < 1, f"mask_threshold is {self.mask_threshold}: it must lie between 0 and 1"),
-            (-(2**63) <= self.seed < 2**64, f"seed is {self.seed}: it must lie between -2^63 and 2^64 - 1"),
-        ]
-        for holds, sentence in rules:
-            if not holds:
-                raise ErasureError(sentence + ".")
+        check_settings(self)
+        focal_density(self.t1, self.t2, self.gamma)
 
     @classmethod
     def for_kind(cls, kind: str, **changes: Any) -> SuppressionConfig:

@@ -9,15 +9,16 @@ which is the closed form of this project without its general prior: the same Gra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .closed_form import Grams, Transform, solve
-from .concepts import Concept, check_together, holds_one_phrase, same
+from .concepts import Concept, check_together
 from .errors import ErasureError
+from .phrases import phrase_of, same, spelled
+from .settings import check_settings, choice, number, prompts
 from .spans import Encode, PhraseIds, template_span
 
 TOKENS = ("last-subject", "aligned")
@@ -45,41 +46,29 @@ class UceConfig:
         keep_empty: keep all rows of the empty prompt too, which is what every picture is guided away from
     """
 
-    tokens: str = "last-subject"
+    tokens: str = choice("last-subject", TOKENS)
     to_anchor: bool = True
     guide: str = ""
-    erase_scale: float = 1.0
-    preserve_scale: float = 1.0
-    mu: float = 0.5
-    templates: tuple[str, ...] = ("{}",)
+    erase_scale: float = number(1.0, 0.01, 100)
+    preserve_scale: float = number(1.0, 0, 100)
+    mu: float = number(0.5, 1e-12, 1e12)
+    templates: tuple[str, ...] = prompts(("{}",))
     keys: bool = True
     values: bool = True
-    strength: float = 1.0
-    max_condition: float = 1e13
-    kept_tokens: str = "edited"
+    strength: float = number(1.0, -10, 10, 0.05)
+    max_condition: float = number(1e13, 1, 1e30)
+    kept_tokens: str = choice("edited", KEPT_TOKENS)
     keep_empty: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("tokens", TOKENS), ("kept_tokens", KEPT_TOKENS)):
-            if getattr(self, name) not in known:
-                raise ErasureError(f'{name} is "{getattr(self, name)}": choose one of {", ".join(known)}.')
+        check_settings(self)
+        object.__setattr__(self, "guide", phrase_of(self.guide, "", "guide") if spelled(self.guide) else "")
         if self.to_anchor and self.guide:
             raise ErasureError(
                 f'guide is "{self.guide}", but concepts become their anchors: leave it empty, or set to_anchor off.'
             )
-        for name in ("erase_scale", "mu"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ErasureError(f"{name} is {getattr(self, name)}: it must be above 0 and finite.")
-        if not 0 <= self.preserve_scale < math.inf:
-            raise ErasureError(f"preserve_scale is {self.preserve_scale}: it must be 0 (by the number kept) or more, and finite.")
-        if not self.templates or not all(map(holds_one_phrase, self.templates)):
-            raise ErasureError("each of templates must hold {} once, where the phrase goes, and there must be one at least.")
         if not (self.keys or self.values):
             raise ErasureError("neither W_K nor W_V is selected: edit at least one of them.")
-        if not -10 <= self.strength <= 10:
-            raise ErasureError(f"strength is {self.strength}: it must lie between -10 and 10.")
-        if not self.max_condition >= 1:
-            raise ErasureError(f"max_condition is {self.max_condition}: it must be 1 or more.")
 
     def edits(self, name: str) -> bool:
         """Whether a projection of this name is edited."""

@@ -16,6 +16,7 @@ from .unet_names import TOPS, ldm_attention_blocks, ldm_parameters
 
 Kind = Literal["sd1", "sd2", "sdxl"]
 KINDS: dict[int, Kind] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by context width
+PREDICTIONS = ("epsilon", "v_prediction")  # what such a model predicts
 SUPPORTED = "SD1.x, SD2.x and SDXL are supported"
 _PROJECTION = re.compile(r"\.transformer_blocks\.\d+\.attn2\.to_[kv]\.weight$")
 _LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")

@@ -49,6 +49,20 @@ def check_target(target: Path, overwrite: bool = False) -> None:
     _check_place(target, overwrite)
 
 
+def check_folder_target(target: Path, overwrite: bool = False, marker: str = "model_index.json") -> None:
+    """Refuses a place for a folder that cannot be written; one that is there is replaced only if it is empty or holds ``marker``.
+
+    Raises:
+        ErasureError: as ``check_target``, or other files are in it.
+    """
+    _check_place(target, overwrite)
+    if os.path.lexists(target):
+        if target.is_symlink() or not target.is_dir():
+            raise ErasureError(f"{target} is not a folder, but a folder is to be written: choose another name.")
+        if any(target.iterdir()) and not (target / marker).exists():
+            raise ErasureError(f"{target} holds other files and no {marker}, so it is not overwritten: choose another folder.")
+
+
 def _check_place(target: Path, overwrite: bool) -> None:
     if os.path.lexists(target) and not overwrite:
         raise _exists(target)
@@ -194,12 +208,7 @@ def atomic_folder(target: Path, overwrite: bool = False, marker: str = "model_in
         ErasureError: the target exists, or is no folder of our kind, cannot be written to, or the disk is full.
     """
     target = Path(target)
-    _check_place(target, overwrite)
-    if os.path.lexists(target):
-        if target.is_symlink() or not target.is_dir():
-            raise ErasureError(f"{target} is not a folder, but a folder is to be written: choose another name.")
-        if any(target.iterdir()) and not (target / marker).exists():
-            raise ErasureError(f"{target} holds other files and no {marker}, so it is not overwritten: choose another folder.")
+    check_folder_target(target, overwrite, marker)
     partial = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

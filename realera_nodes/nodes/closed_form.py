@@ -10,24 +10,27 @@ from ..core.closed_form import ClosedFormConfig
 from ..core.errors import ErasureError
 from ..core.neighbors import NeighborConfig
 from ..erasure import ErasureConfig
-from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, NEIGHBORS, Concepts, Neighbors, setting
+from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, NEIGHBORS, Concepts, Neighbors, added, setting
 
 C = ClosedFormConfig
 SETTINGS = [
-    setting(C, "lambda_1", "Weight of what is kept against what is erased (lambda_1 of Eq. 7).", 0, 100),
-    setting(C, "prior", "Weight of general knowledge, over shipped captions, among what is kept.", 0, 100),
-    setting(C, "ridge", "Pull towards the original weights; raise it if the edit is refused as badly conditioned.", 0, 1, 0.0001),
+    setting(C, "lambda_1", "Weight of what is kept against what is erased (lambda_1 of Eq. 7)."),
+    setting(C, "prior", "Weight of general knowledge, over shipped captions, among what is kept."),
+    setting(C, "ridge", "Pull towards the original weights; raise it if the edit is refused as badly conditioned."),
     setting(C, "keys", "Edit W_K: where attention looks."),
     setting(C, "values", "Edit W_V: what attention brings."),
-    setting(C, "strength", "0 is the original model, 1 the edit.", -10, 10, 0.05),
+    setting(C, "strength", "0 is the original model, 1 the edit."),
 ]
 PARTS = [
     setting(ErasureConfig, "neighbors_on", "Erase neighbors too (component C of the paper's Table 3)."),
     setting(ErasureConfig, "beyond_on", "Keep beyond-concept samples (component D)."),
 ]
 #: last, so that graphs which were saved without it keep their values' places
-BEYOND = setting(C, "beyond", "Weight of the mined words that draw something else, among what is kept.", 0, 1000)
-KEYS = [i.id for i in (*SETTINGS, BEYOND)]
+BEYOND = setting(C, "beyond", "Weight of the mined words that draw something else, among what is kept.")
+HEAD = added(setting(
+    C, "head", "Weight of the start token and the words before each erased phrase, which stay; 1 is that of an erased row."
+))  # fmt: skip
+KEYS = [i.id for i in (*SETTINGS, BEYOND, HEAD)]
 
 
 class ClosedForm(io.ComfyNode):
@@ -48,6 +51,7 @@ class ClosedForm(io.ComfyNode):
                 *SETTINGS,
                 *PARTS,
                 BEYOND,
+                HEAD,
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The edited model; the one that was put in stays as it is."),
@@ -79,7 +83,8 @@ class ClosedForm(io.ComfyNode):
             raise ErasureError("concepts alone need a text encoder: connect CLIP, or connect neighbors instead.")
         config = replace(
             ErasureConfig(alignment_on=False), neighbors_on=neighbors_on, beyond_on=beyond_on,
-            neighbors=neighbors.config if neighbors else NeighborConfig(words=0), closed_form=C(**{k: settings[k] for k in KEYS}),
+            neighbors=neighbors.config if neighbors else NeighborConfig(words=0),
+            closed_form=C(**{k: settings[k] for k in KEYS if k in settings}),
         )  # fmt: skip
         with guarded():
             backend = ComfyBackend(model, clip)

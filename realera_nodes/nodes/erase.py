@@ -23,19 +23,19 @@ PARTS = [
     setting(ErasureConfig, "beyond_on", "Keep beyond-concept samples (component D)."),
 ]
 MINING = [
-    setting(NeighborConfig, "words", "Named words that are erased with the concept, at most; 0 mines none.", 0, 256),
-    setting(NeighborConfig, "candidates", "How many words the model is asked about: two UNet calls for each.", 0, 4096),
-    setting(NeighborConfig, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 1, 49408, 1000),
+    setting(NeighborConfig, "words", "Named words that are erased with the concept, at most; 0 mines none."),
+    setting(NeighborConfig, "candidates", "How many words the model is asked about: two UNet calls for each."),
+    setting(NeighborConfig, "vocabulary", "How many of the tokenizer's commonest words are looked at."),
 ]
 EDIT = [
-    setting(ClosedFormConfig, "lambda_1", "Weight of what is kept against what is erased in the closed form.", 0, 100),
-    setting(ClosedFormConfig, "prior", "Weight of general knowledge, over shipped captions, among what is kept.", 0, 100),
-    setting(ClosedFormConfig, "strength", "Strength of the closed-form edit.", -10, 10, 0.05),
+    setting(ClosedFormConfig, "lambda_1", "Weight of what is kept against what is erased in the closed form."),
+    setting(ClosedFormConfig, "prior", "Weight of general knowledge, over shipped captions, among what is kept."),
+    setting(ClosedFormConfig, "strength", "Strength of the closed-form edit."),
 ]
 TRAINING = [
-    setting(AlignmentConfig, "steps", "Training steps of the LoRA.", 1, 100000),
-    setting(AlignmentConfig, "lr", "Learning rate of the LoRA.", 1e-7, 1, 1e-6),
-    setting(AlignmentConfig, "rank", "Rank of the LoRA.", 1, 320),
+    setting(AlignmentConfig, "steps", "Training steps of the LoRA."),
+    setting(AlignmentConfig, "lr", "Learning rate of the LoRA."),
+    setting(AlignmentConfig, "rank", "Rank of the LoRA."),
 ]
 
 

@@ -35,11 +35,11 @@ PAPER = io.Boolean.Input(
     tooltip="On: the paper's settings for the preset, or for the first concept's kind (Table 10). Off: the settings below.",
 )  # fmt: skip
 ALIGNMENT = [
-    setting(A, "steps", "realera-mass: training steps of each LoRA.", 1, 100000, key="alignment_steps"),
-    setting(A, "lr", "realera-mass: learning rate of each LoRA.", 1e-7, 1, 1e-6, key="alignment_lr"),
-    setting(N, "words", "realera-mass: named words that are erased with each concept, at most; 0 mines none.", 0, 256),
-    setting(N, "candidates", "realera-mass: how many words the model is asked about for each concept.", 0, 4096),
-    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 1, 49408, 1000),
+    setting(A, "steps", "realera-mass: training steps of each LoRA.", key="alignment_steps"),
+    setting(A, "lr", "realera-mass: learning rate of each LoRA.", key="alignment_lr"),
+    setting(N, "words", "realera-mass: named words that are erased with each concept, at most; 0 mines none."),
+    setting(N, "candidates", "realera-mass: how many words the model is asked about for each concept."),
+    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at."),
 ]
 
 

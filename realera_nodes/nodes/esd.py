@@ -12,16 +12,16 @@ from .train import PREVIEW, previews
 E = EsdConfig
 SETTINGS = [
     choice(E, "variant", VARIANTS, "x trains cross-attention: for persons and styles; u all but cross-attention: for objects."),
-    setting(E, "steps", "Optimiser steps (the paper's 1000).", 1, 100000),
-    setting(E, "lr", "Adam's rate.", 1e-7, 1, 1e-6),
-    setting(E, "eta", "How far the target lies away from the concept.", -100, 100, 0.1),
+    setting(E, "steps", "Optimiser steps (the paper's 1000)."),
+    setting(E, "lr", "Adam's rate."),
+    setting(E, "eta", "How far the target lies away from the concept."),
     choice(E, "origin", ORIGINS,
            "Where the target is measured from: the empty prompt's prediction (the paper), or the concept's (later code)."),
-    setting(E, "batch", "Noisy latents of a step.", 1, 64),
-    setting(E, "sampling_steps", "Denoising steps of a whole run, of which each step goes a random part.", 1, 999),
-    setting(E, "guidance", "Classifier-free guidance of these runs.", -100, 100, 0.1),
+    setting(E, "batch", "Noisy latents of a step."),
+    setting(E, "sampling_steps", "Denoising steps of a whole run, of which each step goes a random part."),
+    setting(E, "guidance", "Classifier-free guidance of these runs."),
     choice(E, "drawn_by", DRAWN_BY, "Whose noisy latents are trained on: the model's in training, or the original's."),
-    setting(E, "clip", "Largest norm of the gradient; 0 is off.", 0, 100, 0.1, key="clip_norm"),
+    setting(E, "clip", "Largest norm of the gradient; 0 is off.", key="clip_norm"),
     prompts(E),
 ]  # fmt: skip
 LATER = added(choice(

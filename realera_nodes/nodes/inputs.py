@@ -1,4 +1,4 @@
-"""Inputs that nodes share. A setting's default and type come from its config dataclass: here are its range and its words."""
+"""Inputs that nodes share. A setting's default, type and range come from its config dataclass: here are its words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from comfy_api.v0_0_2 import io
 
 from ..core.alignment import AlignmentConfig
 from ..core.concepts import TEMPLATES, Concept
+from ..core.settings import range_of
+from ..job import Job
 
 CATEGORY = "model/erasure"
 Concepts = io.Custom("REALERA_CONCEPTS")
@@ -29,18 +31,16 @@ def default_of(config: type, name: str) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
-def setting(
-    config: type, name: str, tooltip: str, low: float = 0, high: float = 0, step: float | None = None, key: str | None = None
-) -> io.Input:  # fmt: skip
-    """The input of a dataclass's setting: its type and default from there. ``key`` where another input has its name."""
+def setting(config: type, name: str, tooltip: str, key: str | None = None) -> io.Input:
+    """The input of a dataclass's setting: type, default and range from there. ``key`` where another input has its name."""
     value, key = default_of(config, name), key or name
     if isinstance(value, bool):
         return io.Boolean.Input(key, default=value, tooltip=tooltip)
-    if isinstance(value, int):
-        return io.Int.Input(key, default=value, min=int(low), max=int(high), step=int(step or 1), tooltip=tooltip)
-    if isinstance(value, float):
-        return io.Float.Input(key, default=value, min=low, max=high, step=step or 0.01, tooltip=tooltip)
-    return io.String.Input(key, default=", ".join(value), tooltip=tooltip)
+    if isinstance(value, str | tuple):
+        return io.String.Input(key, default=value if isinstance(value, str) else ", ".join(value), tooltip=tooltip)
+    kind = io.Int if isinstance(value, int) else io.Float
+    bounds = range_of(config, name)
+    return kind.Input(key, default=value, min=bounds.low, max=bounds.high, step=bounds.step, tooltip=tooltip)
 
 
 def choice(config: type, name: str, options: Sequence[str], tooltip: str) -> io.Input:
@@ -68,14 +68,15 @@ def seed(config: type, tooltip: str) -> io.Input:
 
 
 def size() -> io.Input:
-    return io.Int.Input("picture_size", default=0, min=0, max=2048, step=8, tooltip=SIZE)
+    bounds = range_of(Job, "size")
+    return io.Int.Input("picture_size", default=0, min=0, max=bounds.high, step=bounds.step, tooltip=SIZE)
 
 
 def adapter(config: type) -> list[io.Input]:
     """What a LoRA is, and where."""
     return [
-        setting(config, "rank", "Rank of the LoRA.", 1, 320),
-        setting(config, "alpha", "Alpha of the LoRA; 0 means the same as rank.", 0, 1024, 0.5),
+        setting(config, "rank", "Rank of the LoRA."),
+        setting(config, "alpha", "Alpha of the LoRA; 0 means the same as rank."),
         setting(config, "targets", "Which layers get a LoRA, by the end of their names, with commas between."),
     ]
 
@@ -83,9 +84,9 @@ def adapter(config: type) -> list[io.Input]:
 def runs() -> list[io.Input]:
     """How the anchor's trajectories are made, on which the model is asked and trained."""
     return [
-        setting(AlignmentConfig, "trajectories", "Sampling runs of the anchor that noisy latents are drawn from.", 1, 64),
-        setting(AlignmentConfig, "trajectory_steps", "Denoising steps of these runs.", 1, 1000),
-        setting(AlignmentConfig, "guidance", "Their classifier-free guidance.", 0, 30, 0.1),
+        setting(AlignmentConfig, "trajectories", "Sampling runs of the anchor that noisy latents are drawn from."),
+        setting(AlignmentConfig, "trajectory_steps", "Denoising steps of these runs."),
+        setting(AlignmentConfig, "guidance", "Their classifier-free guidance."),
     ]
 
 

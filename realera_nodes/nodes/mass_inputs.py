@@ -11,7 +11,7 @@ from ..core.errors import ErasureError
 from ..core.refinement import RefinementConfig
 from ..core.suppression import MASKS, SuppressionConfig
 from .inputs import adapter, added, setting
-from .parsing import concept, ends, lines, targets_refusal
+from .parsing import concept, ends, lines, targets_refusal, within
 
 Loras = io.Custom("REALERA_LORAS")
 PriorSocket = io.Custom("REALERA_PRIOR")
@@ -31,40 +31,40 @@ RETAINED = io.String.Input(
 def priors(weight: str) -> list[io.Input]:
     """Weights of a closed form of MACE; ``weight`` is the one of its general prior."""
     return [
-        setting(R, weight, f"Weight of the general prior ({weight} of the paper).", 0, 1, 1e-7),
-        setting(R, "lambda_3", "Weight of the retained phrases (lambda_3 of Table 10).", 0, 1000, 0.1),
-        setting(R, "mu", "Weight of ||W' - W||^2 in place of the general prior: the paper's way for objects.", 0, 10000, 0.1),
-        setting(R, "contexts", "Prompts in which each phrase is seen, at most; 30 is all.", 1, 30),
-        setting(R, "ridge", "Pull towards the start; raise it if the sum is refused as badly conditioned.", 0, 1, 1e-6),
+        setting(R, weight, f"Weight of the general prior ({weight} of the paper)."),
+        setting(R, "lambda_3", "Weight of the retained phrases (lambda_3 of Table 10)."),
+        setting(R, "mu", "Weight of ||W' - W||^2 in place of the general prior: the paper's way for objects."),
+        setting(R, "contexts", "Prompts in which each phrase is seen, at most; 30 is all."),
+        setting(R, "ridge", "Pull towards the start; raise it if the sum is refused as badly conditioned."),
     ]
 
 
 SUPPRESSION = [
-    setting(S, "steps", "Optimiser steps (the paper's 50; explicit content 120).", 1, 100000),
-    setting(S, "lr", "AdamW's rate (paper: 1e-4 for persons and styles, 1e-5 for objects).", 1e-7, 1, 1e-6),
+    setting(S, "steps", "Optimiser steps (the paper's 50; explicit content 120)."),
+    setting(S, "lr", "AdamW's rate (paper: 1e-4 for persons and styles, 1e-5 for objects)."),
     *adapter(S),
-    setting(S, "batch", "Noisy pictures of a step.", 1, 64),
-    setting(S, "weight_decay", "AdamW's weight decay.", 0, 1, 0.001),
-    setting(S, "clip", "Largest norm of the gradient; 0 is off.", 0, 100, 0.1, key="clip_norm"),
+    setting(S, "batch", "Noisy pictures of a step."),
+    setting(S, "weight_decay", "AdamW's weight decay."),
+    setting(S, "clip", "Largest norm of the gradient; 0 is off.", key="clip_norm"),
     setting(S, "cfis", "Draw timesteps by concept-focal importance sampling (Eq. 5); off, uniformly."),
-    setting(S, "t1", "Lower edge of the favoured timesteps (Eq. 5).", 0, 1000, 1),
-    setting(S, "t2", "Upper edge of the favoured timesteps (Eq. 5).", 0, 1000, 1),
-    setting(S, "gamma", "Steepness of both edges (Eq. 5).", 0.001, 10, 0.001),
-    setting(S, "images", "Pictures of the concept that the model draws for its training.", 1, 64),
-    setting(S, "image_steps", "Denoising steps of these pictures.", 1, 1000),
-    setting(S, "guidance", "Their classifier-free guidance.", 0, 30, 0.1),
+    setting(S, "t1", "Lower edge of the favoured timesteps (Eq. 5)."),
+    setting(S, "t2", "Upper edge of the favoured timesteps (Eq. 5)."),
+    setting(S, "gamma", "Steepness of both edges (Eq. 5)."),
+    setting(S, "images", "Pictures of the concept that the model draws for its training."),
+    setting(S, "image_steps", "Denoising steps of these pictures."),
+    setting(S, "guidance", "Their classifier-free guidance."),
     io.Combo.Input(
         "mask", options=[m for m in MASKS if m != "given"], default=S().mask,
         tooltip="Where attention is suppressed: the model's own attention, thresholded, or none. Masks on the concept go first.",
     ),
-    setting(S, "mask_threshold", "Share of the way from lowest to highest attention from which a pixel is masked.", 0.01, 0.99),
+    setting(S, "mask_threshold", "Share of the way from lowest to highest attention from which a pixel is masked."),
     setting(S, "tail", "Suppress attention to the end token and padding too."),
     setting(S, "squared", "Sum of squares, as Eq. 3 is written; off, the norm of each layer, as the public code has it."),
 ]  # fmt: skip
 
 #: comes after all other widgets of a node
 PROMPTS = added(setting(
-    S, "prompts", "Prompts of the concept of which each noisy picture is asked by one, at most; 1 is its own.", 1, 30
+    S, "prompts", "Prompts of the concept of which each noisy picture is asked by one, at most; 1 is its own."
 ))  # fmt: skip
 
 
@@ -91,8 +91,13 @@ def suppression_config(kind: str, paper_settings: bool, seed: int, given: dict[s
 def suppression_refusal(targets: str | None, t1: float | None, t2: float | None) -> bool | str:
     """True, or what is wrong with widgets of a suppression; those that are wired up are known later only."""
     found = targets_refusal(targets)
-    crossed = t1 is not None and t2 is not None and t1 >= t2
-    return "t1 must be below t2." if found is True and crossed else found
+    if found is not True:
+        return found
+    try:
+        within(S, **{name: value for name, value in (("t1", t1), ("t2", t2)) if value is not None})
+    except ErasureError as error:
+        return str(error)
+    return "t1 must be below t2." if t1 is not None and t2 is not None and t1 >= t2 else True
 
 
 def concept_list(text: str, kind: str) -> tuple[Concept, ...]:

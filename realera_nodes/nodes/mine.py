@@ -11,31 +11,31 @@ from ..core.errors import ErasureError
 from ..core.neighbors import NeighborConfig
 from ..erasure import ErasureConfig
 from .inputs import CATEGORY, CLIP, CONCEPTS, MODEL, Concepts, Neighbors, runs, seed, setting, size
-from .parsing import lines
+from .parsing import words
 
 N = NeighborConfig
 SETTINGS = [
-    setting(N, "words", "Words erased with the concept, at most. 0 is the paper's method: random samples only.", 0, 256),
-    setting(N, "candidates", "How many words the model is asked about: two UNet calls for each.", 0, 4096),
-    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at.", 1, 49408, 1000),
-    setting(N, "response", "A word goes with the concept from this likeness of the model's answers upwards.", -1, 1),
-    setting(N, "response_beyond", "A word whose likeness is below this is kept.", -1, 1),
-    setting(N, "words_beyond", "Words that draw something else and are kept, at most.", 0, 4096),
-    setting(N, "word_weight", "Weight of a named word in the closed form, beside the concept's 1.", 0.01, 10),
-    setting(N, "m", "Random neighbor samples of each prompt (M).", 0, 1000),
-    setting(N, "n", "Random beyond-concept samples of each prompt (N), which are kept.", 0, 1000),
-    setting(N, "d1", "Radius of the neighborhood (D1), in lengths of the concept's text state.", 0.01, 10),
-    setting(N, "d2", "Outer radius of beyond-concept samples (D2).", 0.01, 10),
-    setting(N, "inner", "Inner radius of beyond-concept samples; 0 is D1, as in the paper.", 0, 10),
-    setting(N, "s1", "Largest cosine of a neighbor to the concept (S1).", -1, 1),
-    setting(N, "s2", "Smallest cosine of a neighbor; beyond-concept samples lie below (S2).", -1, 1),
-    setting(N, "d1_anchor", "Tolerance around the anchor (D1').", 0, 10),
+    setting(N, "words", "Words erased with the concept, at most. 0 is the paper's method: random samples only."),
+    setting(N, "candidates", "How many words the model is asked about: two UNet calls for each."),
+    setting(N, "vocabulary", "How many of the tokenizer's commonest words are looked at."),
+    setting(N, "response", "A word goes with the concept from this likeness of the model's answers upwards."),
+    setting(N, "response_beyond", "A word whose likeness is below this is kept."),
+    setting(N, "words_beyond", "Words that draw something else and are kept, at most."),
+    setting(N, "word_weight", "Weight of a named word in the closed form, beside the concept's 1."),
+    setting(N, "m", "Random neighbor samples of each prompt (M)."),
+    setting(N, "n", "Random beyond-concept samples of each prompt (N), which are kept."),
+    setting(N, "d1", "Radius of the neighborhood (D1), in lengths of the concept's text state."),
+    setting(N, "d2", "Outer radius of beyond-concept samples (D2)."),
+    setting(N, "inner", "Inner radius of beyond-concept samples; 0 is D1, as in the paper."),
+    setting(N, "s1", "Largest cosine of a neighbor to the concept (S1)."),
+    setting(N, "s2", "Smallest cosine of a neighbor; beyond-concept samples lie below (S2)."),
+    setting(N, "d1_anchor", "Tolerance around the anchor (D1')."),
     setting(N, "renormalize", "Scale samples back to the length of the concept's state."),
 ]  # fmt: skip
 #: last, so that graphs which were saved without them keep their values' places
 SHARES = [
-    setting(N, "nearest", "Share of the candidates that are nearest in text space; 1 asks of no others.", 0, 1),
-    setting(N, "learnt", "Share of the candidates that earlier answers suggest; the rest are random words.", 0, 1),
+    setting(N, "nearest", "Share of the candidates that are nearest in text space; 1 asks of no others."),
+    setting(N, "learnt", "Share of the candidates that earlier answers suggest; the rest are random words."),
 ]  # fmt: skip
 KEYS = [i.id for i in (*SETTINGS, *SHARES)]
 
@@ -95,7 +95,7 @@ class MineNeighbors(io.ComfyNode):
         config = replace(ErasureConfig(), neighbors=N(seed=seed, **{k: settings[k] for k in KEYS}), alignment=sampling)
         with guarded():
             backend = ComfyBackend(model, clip, side=picture_size or None)
-            extra, progress = lines(extra_words), NodeProgress(cls.hidden.unique_id)
+            extra, progress = words(extra_words), NodeProgress(cls.hidden.unique_id)
             judge = bool(config.neighbors.words or extra)
             mined, around = survey(backend, concepts, config, extra, progress, judge)
             found = NeighborSet(concepts, config.neighbors, mined, clip, backend.model_hash(), backend.encoder_hash())

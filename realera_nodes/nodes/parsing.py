@@ -7,13 +7,15 @@ from typing import Any
 
 from ..core.concepts import Concept, Preserved
 from ..core.errors import ErasureError
+from ..core.phrases import phrase_of, spelled
+from ..core.settings import range_of, require
 
 _WEIGHTED = re.compile(r"(?P<phrase>.*\S)\s*:\s*(?P<weight>[0-9]*\.?[0-9]+)")
 
 
 def lines(text: str) -> tuple[str, ...]:
     """Lines that are not empty, without surrounding spaces."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(line for line in (part.strip() for part in text.splitlines()) if spelled(line))
 
 
 def ends(text: str) -> tuple[str, ...]:
@@ -38,7 +40,18 @@ def preserved(text: str) -> tuple[Preserved, ...]:
 
 def concept(phrase: str, anchor: str, kind: str, aliases: str = "", preserve: str = "", templates: str = "") -> Concept:
     """A concept from a node's widgets. Raises ErasureError: see ``Concept``."""
-    return Concept(phrase.strip(), anchor.strip(), kind, lines(aliases), preserved(preserve), lines(templates) or None)
+    return Concept(phrase, anchor, kind, lines(aliases), preserved(preserve), lines(templates) or None)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Phrases, one a line. Raises ErasureError: one that is none."""
+    return tuple(phrase_of(line, "a phrase is empty: write words.") for line in lines(text))
+
+
+def within(config: type, **given: float) -> None:
+    """Raises ErasureError for inputs outside of their settings' ranges: of those that are wired up the host checks nothing."""
+    for name, value in given.items():
+        require(name, value, range_of(config, name))
 
 
 def refusal(config: type, **given: Any) -> bool | str:

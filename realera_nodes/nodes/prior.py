@@ -31,7 +31,7 @@ class BuildPrior(io.ComfyNode):
                 RETAINED,
                 io.Combo.Input("kind", options=["every kind", *CONTEXTS], default="every kind",
                                tooltip="Which prompts the retained phrases are kept under."),
-                setting(RefinementConfig, "contexts", "Prompts in which each retained phrase is seen, at most.", 1, 30),
+                setting(RefinementConfig, "contexts", "Prompts in which each retained phrase is seen, at most."),
                 io.String.Input("captions", default="", multiline=True, placeholder="a man rides a bike down the street",
                                 tooltip="Captions of your own, one a line; empty: about a thousand that come with this pack."),
             ],

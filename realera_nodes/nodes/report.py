@@ -11,7 +11,7 @@ from ..report.grid import before_after
 from ..report.probes import general_probes, strongest_words
 from ..report.report import draw, embedding_residue, markdown, picture_change, value_drift
 from .inputs import CATEGORY, CLIP, CONCEPTS, NEIGHBORS, SEEDS, Concepts, Neighbors, default_of, setting, size
-from .parsing import lines
+from .parsing import within, words
 
 
 class ErasureReport(io.ComfyNode):
@@ -34,9 +34,9 @@ class ErasureReport(io.ComfyNode):
                                tooltip="The model to compare with; without it, the erased model without this pack's edits."),
                 io.String.Input("residue", default="", multiline=True, placeholder="cockpit\nrunway",
                                 tooltip="Phrases that might still evoke the concept, one a line."),
-                setting(Job, "pictures", "Pictures of each prompt.", 1, 64),
-                setting(Job, "sampling_steps", "Denoising steps.", 1, 1000),
-                setting(Job, "guidance", "Classifier-free guidance.", 0, 30, 0.1),
+                setting(Job, "pictures", "Pictures of each prompt."),
+                setting(Job, "sampling_steps", "Denoising steps."),
+                setting(Job, "guidance", "Classifier-free guidance."),
                 size(),
                 io.Int.Input("seed", default=default_of(Job, "seed"), min=0, max=SEEDS, control_after_generate=False,
                              tooltip="Seed of the first picture of each prompt."),
@@ -61,7 +61,8 @@ class ErasureReport(io.ComfyNode):
         from .stages import chosen
 
         together = chosen(concepts, neighbors)
-        probes = general_probes(together, lines(residue), strongest_words(together, neighbors.mined) if neighbors else None)
+        within(Job, pictures=pictures, sampling_steps=sampling_steps, guidance=guidance, seed=seed)
+        probes = general_probes(together, words(residue), strongest_words(together, neighbors.mined) if neighbors else None)
         progress, seeds = NodeProgress(cls.hidden.unique_id), [seed + i for i in range(pictures)]
         total, done = 2 * len(probes) * len(seeds), 0
 

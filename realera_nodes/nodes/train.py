@@ -14,19 +14,19 @@ from .parsing import ends, targets_refusal
 
 A = AlignmentConfig
 SETTINGS = [
-    setting(A, "steps", "Optimiser steps (the paper's 200).", 1, 100000),
-    setting(A, "lr", "AdamW's rate.", 1e-7, 1, 1e-6),
+    setting(A, "steps", "Optimiser steps (the paper's 200)."),
+    setting(A, "lr", "AdamW's rate."),
     *adapter(A),
-    setting(A, "batch", "Noisy latents of a step.", 1, 64),
-    setting(A, "accumulate", "Steps whose gradients are summed before an update.", 1, 64),
+    setting(A, "batch", "Noisy latents of a step."),
+    setting(A, "accumulate", "Steps whose gradients are summed before an update."),
     setting(A, "neighbors", "Even steps train on neighbors (Eq. 9); without, every step is Eq. 8.", key="neighbor_steps"),
     setting(A, "beyond", "Even steps also keep beyond-concept samples (Eq. 9's second term)."),
-    setting(A, "gamma_1", "Weight of Eq. 9's first term, which erases.", 0, 10),
-    setting(A, "gamma_2", "Weight of Eq. 9's second term, which keeps.", 0, 10),
-    setting(A, "weight_decay", "AdamW's weight decay.", 0, 1, 0.001),
-    setting(A, "clip", "Largest norm of the gradient; 0 is off.", 0, 100, 0.1, key="clip_norm"),
-    setting(A, "patience", "Stop when the held-out loss has not fallen for so many checks; 0 is off.", 0, 1000),
-    setting(A, "check_every", "Steps between checks.", 1, 1000),
+    setting(A, "gamma_1", "Weight of Eq. 9's first term, which erases."),
+    setting(A, "gamma_2", "Weight of Eq. 9's second term, which keeps."),
+    setting(A, "weight_decay", "AdamW's weight decay."),
+    setting(A, "clip", "Largest norm of the gradient; 0 is off.", key="clip_norm"),
+    setting(A, "patience", "Stop when the held-out loss has not fallen for so many checks; 0 is off."),
+    setting(A, "check_every", "Steps between checks."),
     *runs(),
 ]
 #: inputs that other inputs' names kept from having their setting's

@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..core.phrases import spelled
+
 COLORS = {"concept": "#b3261e", "synonym": "#b3261e", "associated": "#b3261e", "preserved": "#1b6e3c", "unrelated": "#1b6e3c"}
 GAP, HEAD, LABEL = 2, 26, 230
 
@@ -43,6 +45,7 @@ def before_after(
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font) -> str:
+    text = spelled(text)  # a line break has no length
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "...", font=font) > width:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,9 +147,14 @@ def write_report(
     return table
 
 
+def literal(text: str) -> str:
+    """Words as Markdown shows them: no emphasis, no tags, no links, no formulas."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text)
+
+
 def markdown(title: str, table: dict[str, Any]) -> str:
     """The report as a page: numbers, grid, words, settings."""
-    lines = [f"# {title}", "", "Same seeds, same prompts, before and after:", "", "![before and after](grid.png)", ""]
+    lines = [f"# {literal(title)}", "", "Same seeds, same prompts, before and after:", "", "![before and after](grid.png)", ""]
     if table["after"]:
         lines += ["| | " + " | ".join(table["after"]) + " |", "|---" * (len(table["after"]) + 1) + "|"]
         for row in ("before", "after"):
@@ -164,9 +170,9 @@ def markdown(title: str, table: dict[str, Any]) -> str:
         lines.append(f"| {group} | {change:.3f} | " + " | ".join("-" if n is None else f"{n:.3f}" for n in numbers) + " |")
     lines += ["", "Drift: how far W_V's output moves. Residue: how much of its way to the anchor's is left, 1 before the edit."]
     for note in table.get("notes", ()):
-        lines += ["", note]
+        lines += ["", literal(note)]
     for concept, words in table.get("named_neighbors", {}).items():
-        lines += ["", f"Words that go with **{concept}**: " + (", ".join(words) or "none found") + "."]
+        lines += ["", f"Words that go with **{literal(concept)}**: " + (literal(", ".join(words)) or "none found") + "."]
     if table.get("files"):
         lines += ["", "Files: " + ", ".join(f"`{f}`" for f in table["files"]) + "."]
     facts = {k: table[k] for k in ("seconds", "condition", "rank") if k in table}

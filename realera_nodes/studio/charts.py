@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 #: readable on a light and on a dark page
@@ -48,13 +49,14 @@ def map_figure(place: dict[str, Any], erased: set[str], kept: set[str]) -> Any:
             figure.add_trace(
                 go.Scatter(
                     x=[at["words"][i][0] for i in rows], y=[at["words"][i][1] for i in rows], mode="markers+text", name=name,
-                    text=[w["word"] for w in words], textposition="top center", textfont={"color": color, "size": 11},
+                    text=[literal(w["word"]) for w in words], textposition="top center", textfont={"color": color, "size": 11},
                     customdata=[_told(w) for w in words], hovertemplate="<b>%{text}</b><br>%{customdata}<extra></extra>",
                     marker={"color": color, "size": 7},
                 )
             )  # fmt: skip
-    points("anchor", f"anchor: {place['anchor']}", GREEN, 15, [place["anchor"]], "square")
-    points("concept", f"concept: {place['concept']}", RED, 18, [place["concept"]], "star")
+    anchor, concept = literal(place["anchor"]), literal(place["concept"])
+    points("anchor", f"anchor: {anchor}", GREEN, 15, [anchor], "square")
+    points("concept", f"concept: {concept}", RED, 18, [concept], "star")
     plain = {"showgrid": True, "gridcolor": "rgba(128,134,143,.18)", "zeroline": False, "showticklabels": False}
     figure.update_layout(
         height=520, margin={"l": 8, "r": 8, "t": 8, "b": 8}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
@@ -62,6 +64,11 @@ def map_figure(place: dict[str, Any], erased: set[str], kept: set[str]) -> Any:
         legend={"orientation": "h", "y": -0.02, "yanchor": "top", "font": {"size": 11}}, dragmode="pan",
     )  # fmt: skip
     return figure
+
+
+def literal(text: str) -> str:
+    """Words as plotly shows them, which takes tags, and formulas between dollars, for its own."""
+    return escape(text, quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
 
 
 def _told(word: dict[str, Any]) -> str:

@@ -128,12 +128,12 @@ class Events:
             near = {f"{i + 1}:{w['word']}" for i, p in enumerate(found["concepts"]) for w in p["words"] if w["near"]}
         lines = list(lines_of(settings or ""))
         if steps and method != "edit":
-            lines.append(f"{'suppression' if method == 'mace' else 'alignment'}.steps={int(steps)}")
+            lines.append(f"{'suppression' if method == 'mace' else 'alignment'}.steps={_whole('training steps', steps)}")
         request = Request(
             model or "", erased, anchors_of(anchor or ""), kind, unique([*words_of(keep or ""), *(v.split(":",
             1)[1] for v in spare)]),
-            tuple(v for v in also if v not in near), method, float(strength), tuple(lines), preset or "", bool(checkpoint),
-            int(pictures or 0), int(sampling or 0), int(seed or 0),
+            tuple(v for v in also if v not in near), method, float(strength or 0), tuple(lines), preset or "", bool(checkpoint),
+            _whole("pictures", pictures), _whole("denoising steps", sampling), _whole("the first seed", seed),
         )  # fmt: skip
         job(request, self.places.model(request.model), Path())  # refuses what cannot be done, before it waits in a queue
         return request
@@ -239,6 +239,14 @@ class Events:
         except (ErasureError, OSError) as error:
             return words.problem(str(error))
         return words.hint(f"Copied to {target}")
+
+
+def _whole(name: str, value: Any) -> int:
+    """A field's number; an empty field is 0. ErasureError: it is no whole number."""
+    try:
+        return int(value or 0)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise ErasureError(f"{name} must be a whole number, not {value}: mend the field.") from error
 
 
 def _empty() -> Any:

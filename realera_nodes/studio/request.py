@@ -11,6 +11,8 @@ from typing import Any
 from ..cli.erase import concepts_of
 from ..core.concepts import Concept, Preserved, check_lists, check_together
 from ..core.errors import ErasureError
+from ..core.phrases import spelled
+from ..core.settings import check_settings, choice, number
 from ..erasure import ErasureConfig
 from ..job import Job
 from ..mass_config import METHODS, MassConfig
@@ -50,24 +52,19 @@ class Request:
     kind: str = "object"
     keep: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
-    method: str = "realera"
-    strength: float = 1.0
+    method: str = choice("realera", tuple(METHOD_NAMES))
+    strength: float = number(1.0, 0, 10, 0.05)
     settings: tuple[str, ...] = ()
     preset: str = ""
     checkpoint: bool = True
-    pictures: int = 2
-    sampling_steps: int = 20
-    seed: int = 0
+    pictures: int = number(2, 1, 64)
+    sampling_steps: int = number(20, 1, 1000)
+    seed: int = number(0, 0, 2**32 - 1)
 
     def __post_init__(self) -> None:
-        if self.method not in METHOD_NAMES:
-            raise ErasureError(f'method is "{self.method}": choose one of {", ".join(METHOD_NAMES)}.')
-        if not 1 <= self.pictures <= 64 or not 1 <= self.sampling_steps <= 1000:
-            raise ErasureError(
-                "pictures must lie between 1 and 64 and denoising steps between 1 and 1000: mend them in the settings."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ErasureError(f"seed is {self.seed}: it must lie between 0 and 4294967295.")
+        check_settings(self)
+        for name in ("concepts", "anchors", "keep", "also"):
+            object.__setattr__(self, name, tuple(map(spelled, getattr(self, name))))
 
     @property
     def title(self) -> str:
@@ -78,12 +75,12 @@ class Request:
 
 def words_of(text: str) -> tuple[str, ...]:
     """Phrases between commas, semicolons or lines."""
-    return tuple(dict.fromkeys(w.strip() for w in re.split(r"[,;\n]", text) if w.strip()))
+    return tuple(dict.fromkeys(anchors_of(text)))
 
 
 def anchors_of(text: str) -> tuple[str, ...]:
     """The same, but of anchors a repeated one counts: there may be one for each concept."""
-    return tuple(w.strip() for w in re.split(r"[,;\n]", text) if w.strip())
+    return tuple(w for w in map(spelled, re.split(r"[,;\n]", text)) if w)
 
 
 def to_table(request: Request) -> dict[str, Any]:

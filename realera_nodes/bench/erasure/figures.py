@@ -159,6 +159,7 @@ def _pyplot() -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams["text.parse_math"] = False  # a name may hold dollars
     return pyplot
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...core.concepts import Concept, Preserved, same
 from ...core.errors import ErasureError
+from ...core.settings import check_settings, choice, number, seed
 from ...presets import Preset, load_preset, preset_names
 from .prompts import read_captions, read_prompts
 from .splits import load_split, table
@@ -86,24 +87,18 @@ class Sizes:
         captions: how many of MS-COCO's captions
     """
 
-    pictures: int | None = None
-    others: int | None = None
+    pictures: int | None = number(None, 1, 10_000)
+    others: int | None = number(None, 0, 10_000)
     concepts: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int = seed()
     split: str | None = None
     preset: str | None = None
-    setup: str = "mace"
+    setup: str = choice("mace", SETUPS)
     prompts: Path | None = None
-    captions: int = 30_000
+    captions: int = number(30_000, 1, 10_000_000)
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "captions"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ErasureError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
-        if self.others is not None and self.others < 0:
-            raise ErasureError(f"others is {self.others}: it must be 0 or more.")
-        if self.setup not in SETUPS:
-            raise ErasureError(f'there is no setup "{self.setup}": choose one of {", ".join(SETUPS)}.')
+        check_settings(self)
 
     def seeds(self, default: int) -> tuple[int, ...]:
         return tuple(range(self.seed, self.seed + (self.pictures or default)))

@@ -15,8 +15,11 @@ import torch
 
 from ...backends.loading import load_backend, torch_device
 from ...core.errors import ErasureError
+from ...core.settings import check_settings as check_fields
+from ...core.settings import choice, number
+from ...formats.architecture import PREDICTIONS
 from ...formats.stream import SafetensorsFile, write_tensors
-from ...job import DEMO, Source, open_source
+from ...job import DEMO, SIZES, Source, open_source
 from ...mining import Progress, silent
 from ...presets import load_preset
 from ...settings import as_table
@@ -54,18 +57,21 @@ class Bench:
     sizes: Sizes = field(default_factory=Sizes)
     settings: tuple[str, ...] = ()
     scorer: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    size: int | None = None
-    prediction: str | None = None
+    steps: int | None = number(None, 1, 1000)
+    guidance: float | None = number(None, 0.0, 100.0)
+    size: int | None = number(None, *SIZES)
+    prediction: str | None = choice(None, PREDICTIONS)
     device: str | None = None
-    batch: int = 16
+    batch: int = number(16, 1, 1024)
     pictures: Path | None = None
     keep_edits: bool = False
     clip: str = CLIP
     detections: Path | None = None
     real: Path | None = None
     inception: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,6 @@ class Worker:
             raise ErasureError("no method was named: give --methods at least one.")
         if len(set(bench.methods)) < len(bench.methods):
             raise ErasureError("a method is named twice: keep one.")
-        if bench.batch < 1 or (bench.steps is not None and not 1 <= bench.steps <= 1000):
-            raise ErasureError("batch must be 1 or more, and steps between 1 and 1000.")
         self.bench = bench
         self.protocol: Protocol = make_protocol(bench.protocol, bench.model == DEMO, bench.sizes)
         check_settings(bench.methods, bench.settings)

@@ -12,12 +12,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ...cli.common import Commands, friendly
 from ...core.errors import ErasureError
+from ...core.settings import Range, require
 from .measure import save
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, cls=Commands,
                   help="What erasing costs, beside the plain way of doing it.")  # fmt: skip
 console = Console()
+SECONDS = Range(0, 1_000_000)
 Out = Annotated[Path | None, typer.Option("--out", help="write the results to this JSON file")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="runs of each measurement; medians are shown")]
 
@@ -27,10 +30,8 @@ def _friendly() -> Iterator[None]:
     # folders are removed on the way out, so being terminated must be an exception too
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        yield
-    except ErasureError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        with friendly():
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -48,6 +49,7 @@ def closed_form_command(
     from . import closed_form
 
     with _friendly():
+        require("budget", budget, SECONDS)
         unknown = set(model) - set(closed_form.GEOMETRIES)
         if unknown:
             raise ErasureError(
@@ -73,6 +75,7 @@ def fusion_command(
     from . import closed_form, fusion
 
     with _friendly():
+        require("budget", budget, SECONDS)
         if model not in closed_form.GEOMETRIES:
             raise ErasureError(f"--model {model} is unknown: choose among {', '.join(closed_form.GEOMETRIES)}.")
         geometry = closed_form.GEOMETRIES[model]
@@ -108,6 +111,7 @@ def streaming_command(
     from . import streaming
 
     with _friendly():
+        require("gb", gb, Range(0.001, 100_000))
         save(out, streaming.run(gb, folder, repeats, console))
 
 
