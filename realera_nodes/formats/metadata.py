@@ -125,7 +125,7 @@ class ErasureMetadata:
             return None
         try:
             return cls(**{f.name: json.loads(metadata[PREFIX + f.name]) for f in fields(cls)})
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ErasureError(f"the file's {PREFIX}* metadata are damaged ({error}): write the file again.") from error
 
 
