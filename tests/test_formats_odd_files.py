@@ -123,7 +123,7 @@ def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
     for header in ('{"x": ' + DEEP + "}", '{"__metadata__": ' + DEEP + "}", '{"a":' * 200_000):
         text = header.encode()
         (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text)
-        with pytest.raises(ErasureError, match="not a safetensors file|not a valid safetensors file"):
+        with pytest.raises(ErasureError, match=r"not a safetensors file|not a valid safetensors file"):
             SafetensorsFile.open(tmp_path / "a")
     factors = {NAME: (torch.ones(1, 768), torch.ones(320, 1))}
     write_lora(tmp_path / "lora", factors, {"lora_adapter_metadata": DEEP})

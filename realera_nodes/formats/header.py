@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ..core.errors import ErasureError
 
@@ -42,11 +42,8 @@ def parse_header(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
     """
     try:
         require_file(path)
-        size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            text = file.read(length) if length <= MAX_HEADER else file.read(64)
+            return parse_stream(file, path)
     except FileNotFoundError as error:
         raise ErasureError(f"{path} does not exist: check the path.") from error
     except PermissionError as error:
@@ -54,6 +51,15 @@ def parse_header(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
     except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte, links in a circle, a failing disk
         why = getattr(error, "strerror", None) or error
         raise ErasureError(f"{path} cannot be read ({why}): choose another file.") from error
+
+
+def parse_stream(file: IO[bytes], path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
+    """``parse_header`` of an open file, which ``path`` names in sentences."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    text = file.read(length) if length <= MAX_HEADER else file.read(64)
     if size == 0:
         raise ErasureError(f"{path.name} is empty: download it again.")
     _refuse_other_formats(path, start + text[:64])
