@@ -32,6 +32,7 @@ class Base:
         projections: names of its layers; kind: "sd1", "sd2" or "sdxl"
         sha256: what tells it from other models; name: what people call it
         metadata: its file's
+        prediction: "epsilon" or "v_prediction", if it is known
     """
 
     projections: tuple[str, ...]
@@ -39,13 +40,15 @@ class Base:
     sha256: str
     name: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    prediction: str | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, sha256: str = "") -> Base:
-        """A checkpoint's, whose file is hashed for it where ``sha256`` is not known yet."""
+    def of(cls, checkpoint: Checkpoint, sha256: str = "", prediction: str | None = None) -> Base:
+        """A checkpoint's, whose file is hashed for it where ``sha256`` is not known yet; ``prediction`` if not as it says."""
         architecture = checkpoint.architecture
         names = tuple(architecture.projections)
-        return cls(names, architecture.kind, sha256 or checkpoint.sha256(), checkpoint.path.name, checkpoint.metadata)
+        predicts = checkpoint.prediction(prediction).type
+        return cls(names, architecture.kind, sha256 or checkpoint.sha256(), checkpoint.path.name, checkpoint.metadata, predicts)
 
 
 class FolderShelf:
@@ -95,7 +98,7 @@ class FolderShelf:
         ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
         path = self.path(concept)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = metadata.to_safetensors(self.base.kind, ranks, self.base.metadata)
+        text = metadata.to_safetensors(self.base.kind, ranks, self.base.metadata, self.base.prediction)
         write_lora(path, factors, text, torch.float32, overwrite=True)
 
 

@@ -14,6 +14,7 @@ from ..core.errors import ErasureError
 from .architecture import SUPPORTED, Architecture, detect
 from .atomic import Batch, atomic_folder, require_space
 from .folder import parts_of, read_index, require_part, variant_of, walk, weights_of
+from .prediction import Prediction, prediction_of_file, prediction_of_folder
 from .quantised import refuse_quantised
 from .stream import SafetensorsFile, copy_file, known_sha256, rewrite
 from .written import not_as_written
@@ -45,6 +46,12 @@ class Checkpoint:
     def metadata(self) -> dict[str, str]:
         """Metadata of the (first) file."""
         return self.files[0].metadata
+
+    def prediction(self, given: str | None = None) -> Prediction:
+        """What the model predicts, as ``given`` or as its files say. ErasureError: what is not supported."""
+        if self.is_folder:
+            return prediction_of_folder(self, given)
+        return prediction_of_file(self.files[0], self.architecture.kind, given)
 
     def _key(self, name: str) -> str:
         for names in (self.architecture.projections, self.architecture.parameters):
@@ -101,6 +108,8 @@ def _open_folder(path: Path) -> Checkpoint:
     if not os.path.lexists(unet):
         raise ErasureError(f"{path} has no unet folder, so it is a model of another family: {SUPPORTED}.")
     groups = weights_of(require_part(path, "unet"))
+    if not groups:
+        raise ErasureError(f"{unet} holds no diffusion_pytorch_model*.safetensors: download the folder again.")
     files: list[SafetensorsFile] = []
     architecture: Architecture | None = None
     for paths in groups.values():

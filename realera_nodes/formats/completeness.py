@@ -71,8 +71,8 @@ def _require_even_levels(names: Iterable[str]) -> None:
     counts: dict[tuple[str, int], dict[str, set[int]]] = {}
     for name in names:
         if m := _LEVEL.match(name):
-            level = counts.setdefault((m["side"], int(m["level"])), {"attentions": set(), "resnets": set()})
-            level[m["what"]].add(int(m["n"]))
+            own = counts.setdefault((m["side"], int(m["level"])), {"attentions": set(), "resnets": set()})
+            own[m["what"]].add(int(m["n"]))
     for (side, level), there in counts.items():
         if there["attentions"] and there["resnets"] - there["attentions"]:
             n = min(there["resnets"] - there["attentions"])
@@ -95,9 +95,9 @@ def _require_depths(names: Iterable[str]) -> None:
     depths: dict[tuple[str, int], dict[int, int]] = {}
     for name in names:
         if m := _DEPTH.match(name):
-            level = depths.setdefault((m["side"], int(m["level"])), {})
-            level[int(m["n"])] = max(level.get(int(m["n"]), 0), int(m["t"]) + 1)
-    levels = 1 + max((level for _, level in depths), default=0)
+            own = depths.setdefault((m["side"], int(m["level"])), {})
+            own[int(m["n"])] = max(own.get(int(m["n"]), 0), int(m["t"]) + 1)
+    levels = 1 + max((n for _, n in depths), default=0)
     for (side, level), there in depths.items():
         most = max(there.values())
         shallow = [n for n, depth in there.items() if depth < most]

@@ -27,6 +27,8 @@ def read_json(path: Path) -> Any:
     try:
         require_file(path, "JSON")
         return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ErasureError:
+        raise
     except OSError as error:
         raise ErasureError(f"{path} cannot be read ({error.strerror}): download the folder again.") from error
     except (ValueError, RecursionError) as error:
@@ -124,13 +126,13 @@ def variant_of(name: str) -> str:
 
 
 def weights_of(part: Path, stem: str = "diffusion_pytorch_model") -> dict[str, list[Path]]:
-    """Variant -> its safetensors file, or its shards in order; plain ones first, then fp16.
+    """Variant -> its safetensors file, or its shards in order; plain ones first, then fp16. Empty: the part has no weights.
 
     Args:
         stem: of the files' names: "diffusion_pytorch_model", or "model" for text encoders
 
     Raises:
-        ErasureError: there are none, only pickles, or a variant lacks shards.
+        ErasureError: there are only pickles, or a variant lacks shards.
     """
     groups: dict[str, list[Path]] = {}
     for file in sorted(part.iterdir()):
@@ -141,7 +143,7 @@ def weights_of(part: Path, stem: str = "diffusion_pytorch_model") -> dict[str, l
         if any(file.suffix in _PICKLES for file in part.iterdir()):
             raise ErasureError(f"{part} holds pickles (.bin) only: open it in a tool you trust and save as .safetensors; "
                                "this project never opens pickles.")  # fmt: skip
-        raise ErasureError(f"{part} holds no {stem}*.safetensors: download the folder again.")
+        return {}
     ordered = sorted(groups, key=lambda v: (v != "", v != "fp16", v))
     for variant in ordered:
         _require_shards(part, groups[variant])

@@ -44,6 +44,8 @@ def parse_header(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
         require_file(path)
         with path.open("rb") as file:
             return parse_stream(file, path)
+    except ErasureError:
+        raise
     except FileNotFoundError as error:
         raise ErasureError(f"{path} does not exist: check the path.") from error
     except PermissionError as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ErasureError
+from .atomic import Batch
 from .stream import FLOATS, SafetensorsFile, write_tensors
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -92,9 +93,14 @@ def write_lora(
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
+    batch: Batch | None = None,
 ) -> None:
-    """A LoRA file, whole or not at all. Raises ErasureError: see ``lora_tensors`` and ``atomic.atomic_file``."""
-    write_tensors(path, lora_tensors(factors, dtype), metadata, overwrite)
+    """A LoRA file, whole or not at all, or with its ``batch``. Where it has metadata, they hold the hash of its tensors.
+
+    Raises:
+        ErasureError: see ``lora_tensors`` and ``atomic.atomic_file``.
+    """
+    write_tensors(path, lora_tensors(factors, dtype), metadata, overwrite, batch, hashed=bool(metadata))
 
 
 def read_lora(path: Path, canonical_names: Iterable[str]) -> Factors:

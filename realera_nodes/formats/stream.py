@@ -257,9 +257,18 @@ def rewrite(
 
 
 def write_tensors(
-    target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = False, batch: Batch | None = None
-) -> None:
-    """A safetensors file of ``tensors``; the same input gives the same bytes. Raises ErasureError as ``rewrite`` does."""
+    target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = False, batch: Batch | None = None,
+    hashed: bool = False,
+) -> None:  # fmt: skip
+    """A safetensors file of ``tensors``; the same input gives the same bytes.
+
+    Args:
+        batch: what it is to appear with, in place of ``overwrite``.
+        hashed: add the hash of all tensors' bytes to the metadata, as ModelSpec and kohya's trainers name it.
+
+    Raises:
+        ErasureError: as ``rewrite``.
+    """
     # large items first keeps every tensor aligned to its item size, as the safetensors library does
     names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
     entries, at = {}, 0
@@ -268,6 +277,12 @@ def write_tensors(
         end = at + value.numel() * value.element_size()
         entries[name] = Entry(_NAMES[value.dtype], tuple(value.shape), at, end)
         at = end
+    if hashed:
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(tensor_bytes(tensors[name]))
+        found = digest.hexdigest()
+        metadata = {**metadata, "modelspec.hash_sha256": f"0x{found}", "sshs_model_hash": found}
     header = encode_header(entries, metadata)
     with atomic_file(target, overwrite, batch) as out:
         require_space(Path(target).parent, len(header) + at)
