@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 
+from .cache import cached, keep, read_or
 from .core.adapters import Factors
 from .core.concepts import Concept, Preserved
 from .formats.architecture import Kind
@@ -69,7 +69,7 @@ class FolderShelf:
         folder: Path | None = None, prior: Prior | None = None,
     ) -> FolderShelf:  # fmt: skip
         """A shelf in the user's cache, or in ``folder``."""
-        where = folder or user_cache_path("realera-nodes", appauthor=False) / "concepts"
+        where = folder or cached("concepts", "x").parent
         settings = as_table(config)
         for unused in ("fusion", "alignment" if config.method == "mace" else "suppression"):
             del settings[unused]  # they do not change a LoRA
@@ -85,21 +85,19 @@ class FolderShelf:
         return self.folder / f"{words}-{own}-{self.key}.safetensors"
 
     def load(self, concept: Concept) -> Factors | None:
-        """The finished LoRA, or None. ErasureError: the file is damaged."""
-        path = self.path(concept)
-        return read_lora(path, self.base.projections) if path.exists() else None
+        """The finished LoRA, or None where there is none that can be read."""
+        return read_or(self.path(concept), lambda p: read_lora(p, self.base.projections), f'the LoRA of "{concept.phrase}"')
 
     def save(self, concept: Concept, factors: Factors) -> None:
-        """Writes a finished LoRA in float32. ErasureError: it cannot be written."""
+        """Writes a finished LoRA in float32. Where it cannot be kept, a line tells: another run would train it again."""
         metadata = ErasureMetadata(
             f"{self.config.method}: one concept's LoRA", (concept.phrase,), (concept.anchor,), config=as_table(self.config),
             base_sha256=self.base.sha256, base_name=self.base.name, kinds=(concept.kind,),
         )  # fmt: skip
         ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
-        path = self.path(concept)
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = metadata.to_safetensors(self.base.kind, ranks, self.base.metadata, self.base.prediction)
-        write_lora(path, factors, text, torch.float32, overwrite=True)
+        keep(self.path(concept), lambda p: write_lora(p, factors, text, torch.float32, overwrite=True),
+             f'the LoRA of "{concept.phrase}"')  # fmt: skip
 
 
 def prior_hash(prior: Prior) -> str:
