@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -119,7 +120,7 @@ def prepare(job: Job) -> Source:
     if not job.save_checkpoint and not method_of(job.config).loras(job.config):
         raise ErasureError("the method changes what no LoRA holds, so nothing would be written: let the checkpoint be saved.")
     source = open_source(job.checkpoint)
-    if job.out.exists() and not job.out.is_dir():
+    if os.path.exists(job.out) and not os.path.isdir(job.out):  # which say no where a name cannot be; the outputs' check tells
         raise ErasureError(f"{job.out} is a file: give --out a folder.")
     size = check_outputs(planned_files(job, source), source.checkpoint, job.overwrite)
     require_space(job.out, size + 64 * 2**20)

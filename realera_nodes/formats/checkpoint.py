@@ -88,7 +88,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ErasureError: unusable file or folder, missing shards, or a model of another family (see ``detect``).
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path)
     file = SafetensorsFile.open(path)
     refuse_quantised(file)
