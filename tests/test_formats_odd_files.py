@@ -7,6 +7,8 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from realera_nodes.formats.lora import read_lora, write_lora
 from realera_nodes.formats.metadata import ErasureMetadata, inspect_file
 from realera_nodes.formats.stream import SafetensorsFile, rewrite, write_tensors
 
+ROOT = Path(__file__).resolve().parents[1]
 NAME = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
@@ -192,3 +195,42 @@ def test_whole_numbers_are_no_lora(tmp_path: Path) -> None:
 def test_an_encoded_header_is_what_is_parsed() -> None:
     text = encode_header({}, {"a": "\ud800"})
     assert json.loads(text[8:]) == {"__metadata__": {"a": "\ufffd"}}
+
+
+@pytest.mark.parametrize("value", ["null", '"cat"', '{"a": 1}', "[1]", "[null]", "3", "[["])
+@pytest.mark.parametrize("field", ["concepts", "anchors", "kinds", "config", "method", "base_sha256"])
+def test_odd_values_in_our_own_metadata(field: str, value: str) -> None:
+    text = ErasureMetadata("uce", ("a",), ("b",)).to_safetensors("sd1") | {f"realera.{field}": value}
+    fits = (field == "config" and value == '{"a": 1}') or (field in ("method", "base_sha256") and value == '"cat"')
+    if fits:
+        assert ErasureMetadata.from_safetensors(text) is not None
+        return
+    with pytest.raises(ErasureError, match=r"realera\.\* metadata are damaged"):
+        ErasureMetadata.from_safetensors(text)
+
+
+def test_odd_values_in_a_prior(tmp_path: Path) -> None:
+    from realera_nodes.priors import Prior, read_prior, write_prior
+
+    write_prior(tmp_path / "a", Prior(torch.eye(4).double(), None, (), (), 3, "x"))
+    read_prior(tmp_path / "a")
+    file = SafetensorsFile.open(tmp_path / "a")
+    for key, value in (("retained", "null"), ("retained", "[3]"), ("without", "3"), ("captions", '"many"'), ("captions", "1e999"),
+                       ("encoder", DEEP)):  # fmt: skip
+        write_tensors(tmp_path / "b", {"general": file.read("general")}, file.metadata | {f"realera.prior.{key}": value}, True)
+        with pytest.raises(ErasureError, match="is damaged"):
+            read_prior(tmp_path / "b")
+    write_tensors(tmp_path / "b", {"general": torch.eye(4, dtype=torch.int64)}, file.metadata, True)
+    with pytest.raises(ErasureError, match="is damaged"):
+        read_prior(tmp_path / "b")
+
+
+def test_a_name_that_no_console_can_show_is_one_sentence(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/m\xff.safetensors"
+    for make in (lambda: None, lambda: Path(os.fsdecode(name)).write_bytes(b"nothing")):
+        make()
+        run = subprocess.run([sys.executable, "-m", "realera_nodes", "inspect", name], capture_output=True, timeout=300, cwd=ROOT,
+                             check=False)  # fmt: skip
+        assert run.returncode == 1
+        assert b"Traceback" not in run.stderr
+        assert len(run.stderr.splitlines()) == 1

@@ -163,9 +163,22 @@ class ErasureMetadata:
         if PREFIX + "method" not in metadata:
             return None
         try:
-            return cls(**{f.name: json.loads(metadata[PREFIX + f.name]) for f in fields(cls)})
+            values = {f.name: json.loads(metadata[PREFIX + f.name]) for f in fields(cls)}
+            for name, value in values.items():
+                if not _fits(name, value):
+                    raise TypeError(f"{name} is {str(value)[:40]!r}")
+            return cls(**values)
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ErasureError(f"the file's {PREFIX}* metadata are damaged ({error}): write the file again.") from error
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a field of ErasureMetadata can have a JSON value."""
+    if name == "config":
+        return isinstance(value, dict)
+    if name in ("concepts", "anchors", "preserved", "kinds"):
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return isinstance(value, str)
 
 
 def _says_v(metadata: Mapping[str, str]) -> bool:
