@@ -326,7 +326,7 @@ def test_odd_values_in_configurations(tmp_path: Path, file: str, key: str, value
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "3", '"x"', "{", "[" * 100_000, "\ufeff{}", '{"a": NaN}'])
+@pytest.mark.parametrize("text", ["", "null", "[]", "3", '"x"', "{", "[" * 100_000, "\ufeff{"])
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
 def test_configurations_that_are_none(tmp_path: Path, file: str, text: str) -> None:
     model = light_copy("sd1", tmp_path / "sd1")
