@@ -15,6 +15,7 @@ from typing import Any
 from ..core.errors import ErasureError
 from .architecture import KINDS, Kind, detect
 from .checkpoint import open_checkpoint
+from .folder import walk
 from .lora import lora_parts
 from .prediction import V, modelspec_word
 from .stream import SafetensorsFile
@@ -217,7 +218,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
         **_kind(path, files[0]),
         "tensors": len(entries),
         "dtypes": dict(Counter(entry.dtype for entry in entries)),
-        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size,
+        "bytes": sum(p.stat().st_size for p in walk(path, strict=False)) if path.is_dir() else path.stat().st_size,
         "erasure": None if erasure is None else asdict(erasure),
         "metadata": {k: v for k, v in files[0].metadata.items() if not k.startswith(PREFIX)},
     }
