@@ -81,8 +81,10 @@ def _class(folder: Path, part: str, named: tuple[str, str]) -> Any:
     import transformers
 
     library = {"diffusers": diffusers, "transformers": transformers}.get(named[0])
-    found = getattr(library, named[1], None) if library else None
-    if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
+    with said_by(folder, part):  # a class whose requirements are missing says so when it is touched
+        found = getattr(library, named[1], None) if library else None
+        usable = isinstance(found, type) and hasattr(found, "from_pretrained")
+    if not usable:
         raise ErasureError(f"{part} of {folder.name} is a {'.'.join(named)}, which is not known here: choose another model, or "
                            "update diffusers and transformers.")  # fmt: skip
     return found

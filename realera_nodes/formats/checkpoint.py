@@ -14,6 +14,7 @@ from ..core.errors import ErasureError
 from .architecture import SUPPORTED, Architecture, detect
 from .atomic import Batch, atomic_folder, require_space
 from .folder import parts_of, read_index, require_part, variant_of, walk, weights_of
+from .header import Entry
 from .prediction import Prediction, prediction_of_file, prediction_of_folder
 from .quantised import refuse_quantised
 from .stream import SafetensorsFile, copy_file, known_sha256, rewrite
@@ -246,17 +247,22 @@ def _overlap(target: Path) -> ErasureError:
     return ErasureError(f"{target} lies inside the source folder or around it: choose another folder.")
 
 
+def _tensors(path: Path) -> list[tuple[str, Entry]] | None:
+    """Names, types and places of a file's tensors; None where it is no safetensors file that can be read."""
+    try:
+        return list(SafetensorsFile.open(path).entries.items()) if path.suffix == ".safetensors" else None
+    except ErasureError:
+        return None
+
+
 def _require_equal(checkpoint: Checkpoint, folder: Path, files: list[Path], target: Path) -> None:
     """Opens what was written. ErasureError: it is not the source's parts with the source's tensors."""
+    edited = {f.path for f in checkpoint.files}  # their metadata are longer
     try:
         for path in files:
             copy = folder / path.relative_to(checkpoint.path)
-            if copy.suffix == ".safetensors":
-                new, old = SafetensorsFile.open(copy), SafetensorsFile.open(path)
-                same = new.entries == old.entries
-            else:
-                same = copy.stat().st_size == path.stat().st_size
-            if not same:
+            same = copy.stat().st_size == path.stat().st_size or path in edited
+            if not same or ((tensors := _tensors(path)) is not None and _tensors(copy) != tensors):
                 raise ErasureError(f"{copy.name} differs from the source's.")
         if open_checkpoint(folder).architecture != checkpoint.architecture:
             raise ErasureError("its UNet is another one.")
