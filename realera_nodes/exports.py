@@ -12,6 +12,7 @@ from torch import Tensor
 from .core.adapters import Factors
 from .erasure import Erasure
 from .esd import EsdErasure
+from .formats.atomic import Batch
 from .formats.checkpoint import Checkpoint, write_edited
 from .formats.lora import write_lora
 from .formats.metadata import ErasureMetadata
@@ -122,9 +123,16 @@ def method_name(erasure: Outcome) -> str:
 
 def export_checkpoint(
     erasure: Outcome, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, prediction: str | None = None, batch: Batch | None = None,
+    made: ErasureMetadata | None = None,
 ) -> None:  # fmt: skip
-    """The erased checkpoint in the layout it came in, streamed from the base's file."""
+    """The erased checkpoint in the layout it came in, streamed from the base's file.
+
+    Args:
+        prediction: what the model predicts, if not as its files say
+        batch: what it is to appear with, in place of ``overwrite``
+        made: what its metadata say; None: of ``erasure``, made now
+    """
 
     def change(name: str) -> Callable[[Tensor], Tensor]:
         def new(weight: Tensor) -> Tensor:
@@ -134,13 +142,19 @@ def export_checkpoint(
         return new
 
     touched = erasure.names(checkpoint.architecture.projections)
-    kind = checkpoint.architecture.kind
-    metadata = metadata_of(erasure, checkpoint, sha256).to_safetensors(kind, inherited=checkpoint.metadata)
-    write_edited(checkpoint, target, {n: change(n) for n in touched}, metadata, overwrite, progress)
+    text = (made or metadata_of(erasure, checkpoint, sha256)).to_safetensors(
+        checkpoint.architecture.kind, inherited=checkpoint.metadata, prediction=checkpoint.prediction(prediction).type
+    )
+    write_edited(checkpoint, target, {n: change(n) for n in touched}, text, overwrite, progress, batch)
 
 
-def export_lora(erasure: Outcome, factors: Factors, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool) -> None:
-    """Low-rank factors as a LoRA file that ComfyUI, WebUIs and diffusers read."""
+def export_lora(
+    erasure: Outcome, factors: Factors, checkpoint: Checkpoint, target: Path, sha256: str, overwrite: bool,
+    prediction: str | None = None, batch: Batch | None = None, made: ErasureMetadata | None = None, hint: str = "",
+) -> None:  # fmt: skip
+    """Low-rank factors as a LoRA file that ComfyUI, WebUIs and diffusers read. ``hint`` says how it is used."""
     ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
-    metadata = metadata_of(erasure, checkpoint, sha256).to_safetensors(checkpoint.architecture.kind, ranks, checkpoint.metadata)
-    write_lora(target, factors, metadata, torch.float32, overwrite)
+    text = (made or metadata_of(erasure, checkpoint, sha256)).to_safetensors(
+        checkpoint.architecture.kind, ranks, checkpoint.metadata, checkpoint.prediction(prediction).type, hint
+    )
+    write_lora(target, factors, text, torch.float32, overwrite, batch)

@@ -16,14 +16,15 @@ from .core.phrases import phrase_of
 from .core.settings import check_settings, choice, number, seed
 from .core.training import TrainState
 from .erasure import ErasureConfig
-from .exports import MAX_RANK, export_checkpoint, export_lora, loras_of, method_name
+from .exports import MAX_RANK, export_checkpoint, export_lora, loras_of, metadata_of, method_name
 from .formats.architecture import PREDICTIONS
-from .formats.atomic import require_space
+from .formats.atomic import Batch, require_space
 from .formats.checkpoint import Checkpoint, open_checkpoint
 from .mass_config import MassConfig
 from .methods import Config, Task, method_of
 from .mining import Progress, silent
 from .outcome import Outcome
+from .outputs import check_outputs, hints, left_overs
 from .priors import Prior, read_prior
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
 from .report.report import Outcome as Drawn
@@ -90,11 +91,13 @@ class Watch:
         backend: the job's model where it is loaded already, and is used again afterwards
         on_state: called with it and with the training's state after every step; what it draws there, the student draws
         on_pictures: called with the report's prompts and their pictures before and after
+        beside: name -> content of further files, which appear with the job's own
     """
 
     backend: Any = None
     on_state: Callable[[Any, TrainState], None] = lambda backend, state: None
     on_pictures: Callable[[list[Probe], Drawn, Drawn], None] = lambda probes, before, after: None
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,11 @@ def prepare(job: Job) -> Source:
     if not job.save_checkpoint and not method_of(job.config).loras(job.config):
         raise ErasureError("the method changes what no LoRA holds, so nothing would be written: let the checkpoint be saved.")
     source = open_source(job.checkpoint)
-    check_job(job, source, planned_files(job, source), prior is not None)
-    size = sum(f.path.stat().st_size for f in source.checkpoint.files) if job.save_checkpoint else 0
+    files = planned_files(job, source)
+    check_job(job, source, files, prior is not None)
+    size = check_outputs(files, source.checkpoint, job.overwrite)
     require_space(job.out, size + 64 * 2**20)
+    source.checkpoint.prediction(job.prediction)  # of a kind that is supported
     return source
 
 
@@ -212,25 +217,35 @@ def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> di
         after = score(draw(backend, probes, seeds, job.sampling_steps, job.guidance, drawn), scorer)
     shown = time.perf_counter()
     watch.on_pictures(probes, before, after)
-    written, rank = export(job, source, erasure, sha256, progress)
-    facts = {
+    facts: dict[str, Any] = {
         "concepts": [{"concept": c.phrase, "anchor": a} for c, a in zip(erasure.concepts, erasure.anchors, strict=True)],
         "named_neighbors": {phrase: [w.word for w in erasure.mined.near_of(phrase)] for phrase in erasure.mined.named},
         "value_drift": value_drift(backend, probes, deltas),
         # it measures the way to anchors, where they are what the method aims at
         "embedding_residue": embedding_residue(backend, probes, deltas) if aims else {},
         "condition": erasure.transform.condition if erasure.transform else None,
-        "rank": rank,
         "method": method_name(erasure),
         "loss": erasure.losses,
-        "notes": list(erasure.notes),
-        "seconds": {"load": loaded - start, "erase": erased - loaded, "pictures": shown - erased,
-                    "export": time.perf_counter() - shown},
-        "files": [p.name for p in written],
+        "notes": [*source.checkpoint.prediction(job.prediction).doubts, *erasure.notes],
         "config": as_table(erasure.config),
     }  # fmt: skip
     title = "Erased: " + ", ".join(c.phrase for c in job.concepts)
-    table = write_report(job.out, title, probes, before, after, facts, job.overwrite)
+    with Batch(job.overwrite) as batch:
+        written, rank = export(job, source, erasure, sha256, progress, batch)
+        gone = _left_overs(job, source, erasure, sha256)
+        for path in gone:
+            batch.remove(path)
+        facts |= {
+            "rank": rank,
+            "seconds": {"load": loaded - start, "erase": erased - loaded, "pictures": shown - erased,
+                        "export": time.perf_counter() - shown},
+            "files": [p.name for p in written],
+            "removed": [p.name for p in gone],
+        }  # fmt: skip
+        table = write_report(job.out, title, probes, before, after, facts, job.overwrite, batch)
+        for name, data in watch.beside.items():
+            with batch.file(job.out / name) as f:
+                f.write(data)
     kept.unlink(missing_ok=True)
     return table
 
@@ -239,7 +254,8 @@ def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progre
     """The job's method, from where an earlier run of it stopped."""
     shelf, prior = None, prior_of(job)
     if isinstance(job.config, MassConfig):
-        shelf = FolderShelf.of(job.concepts, job.retained, job.config, Base.of(source.checkpoint, sha256), prior=prior)
+        shelf = FolderShelf.of(job.concepts, job.retained, job.config, Base.of(source.checkpoint, sha256, job.prediction),
+                                prior=prior)  # fmt: skip
     task = Task(
         backend, job.concepts, job.config, job.retained, progress, state_path(job, sha256), shelf, prior,
         partial(watch.on_state, backend),
@@ -247,14 +263,30 @@ def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progre
     return method_of(job.config).run(task)
 
 
+def _left_overs(job: Job, source: Source, erasure: Outcome, sha256: str) -> list[Path]:
+    """What ``--overwrite`` takes away beside what it replaces."""
+    if not job.overwrite:
+        return []
+    stem = job.out / f"{source.name}-erased"
+    return left_overs(planned_files(job, source), stem, metadata_of(erasure, source.checkpoint, sha256))
+
+
 def export(
-    job: Job, source: Source, erasure: Outcome, sha256: str, progress: Progress = silent
+    job: Job, source: Source, erasure: Outcome, sha256: str, progress: Progress = silent, batch: Batch | None = None
 ) -> tuple[list[Path], dict[str, Any]]:
-    """Writes LoRAs and checkpoint; returns the paths, and ranks and loss of the LoRA that holds the closed form."""
+    """Writes LoRAs and checkpoint; returns the paths, and ranks and loss of the LoRA that holds the closed form.
+
+    Without a ``batch`` they appear together when the last of them is written.
+    """
+    if batch is None:
+        with Batch(job.overwrite) as own:
+            return export(job, source, erasure, sha256, progress, own)
     files, base = planned_files(job, source), source.checkpoint
     written, rank, loras = [], {}, loras_of(erasure, source.checkpoint, job.max_rank)
+    made, told = metadata_of(erasure, base, sha256), hints(files, base.path.name)
+    common: dict[str, Any] = {"prediction": job.prediction, "batch": batch, "made": made}
     for role, lora in loras.items():
-        export_lora(erasure, lora.factors, base, files[role], sha256, job.overwrite)
+        export_lora(erasure, lora.factors, base, files[role], sha256, job.overwrite, hint=told[role], **common)
         written.append(files[role])
     if erasure.transform is not None:
         holding = loras.get("edit lora") or loras["lora"]
@@ -262,6 +294,6 @@ def export(
         rank = {"edit": low_rank.rank if low_rank else 0, "lora": holding.rank, "dropped": holding.dropped}
     if "checkpoint" in files:
         export_checkpoint(erasure, base, files["checkpoint"], sha256, job.overwrite,
-                          lambda done, total: progress("writing the checkpoint", done, total))  # fmt: skip
+                          lambda done, total: progress("writing the checkpoint", done, total), **common)  # fmt: skip
         written.append(files["checkpoint"])
     return written, rank

@@ -154,15 +154,17 @@ def prior_gram(
 
 
 def cached_tensor(key: str, make: Callable[[], Tensor]) -> Tensor:
-    """A tensor from the user's cache folder, made and kept there (whole or not at all) at the first call."""
-    from platformdirs import user_cache_path
+    """A tensor from the user's cache folder, made and kept there (whole or not at all) at the first call.
 
+    A file that was cut short or damaged is made anew; where nothing can be kept, it is made at every call.
+    """
+    from .cache import cached, keep, read_or
     from .formats.stream import SafetensorsFile, write_tensors
 
-    path = user_cache_path("realera-nodes", appauthor=False) / "text" / f"{key}.safetensors"
-    if path.exists():
-        return SafetensorsFile.open(path).read("x")
+    path = cached("text", f"{key}.safetensors")
+    found = read_or(path, lambda p: SafetensorsFile.open(p).read("x"), "a text state")
+    if found is not None:
+        return found
     value = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {"x": value}, {}, overwrite=True)
+    keep(path, lambda p: write_tensors(p, {"x": value}, {}, overwrite=True), "a text state")
     return value

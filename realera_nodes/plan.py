@@ -41,6 +41,8 @@ def plan(job: Job) -> str:
         f"{parameters / 2**30:.2f} GB loaded on {backend.device}",
         "erase: " + ", ".join(f"{c.phrase} -> {c.anchor}" if aims else c.phrase for c in job.concepts),
     ]
+    prediction = source.checkpoint.prediction(job.prediction)
+    lines += [f"predicts {prediction.type}, says {prediction.by}", *prediction.doubts]
     total = 0.0
     for stage, count in forwards(job, probes).items():
         total += count * second

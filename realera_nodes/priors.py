@@ -109,10 +109,12 @@ def read_prior(path: Path) -> Prior:
     try:
         facts = {key: json.loads(file.metadata[PREFIX + key]) for key in ("retained", "without", "captions", "encoder")}
         retained = tuple(Preserved(**p) for p in facts["retained"])
-    except (KeyError, ValueError, TypeError) as error:
+        without, captioned, encoder = tuple(facts["without"]), int(facts["captions"]), str(facts["encoder"])
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ErasureError(f"{path.name} is damaged ({error}): build the prior again.") from error
     general, domain = file.read("general"), file.read("domain") if "domain" in file.entries else None
     for matrix in (general, domain):
-        if matrix is not None and (matrix.shape != general.shape or matrix.ndim != 2 or not torch.isfinite(matrix).all()):
+        odd = matrix is not None and (not matrix.is_floating_point() or matrix.shape != general.shape or matrix.ndim != 2)
+        if odd or (matrix is not None and not torch.isfinite(matrix).all()):
             raise ErasureError(f"{path.name} is damaged: build the prior again.")
-    return Prior(general, domain, retained, tuple(facts["without"]), facts["captions"], facts["encoder"])
+    return Prior(general, domain, retained, without, captioned, encoder)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from platformdirs import user_cache_path
 
+from .cache import cached, keep, read_or
 from .core.concepts import Concept
 from .core.training import TrainState
 from .formats.stream import SafetensorsFile, write_tensors
@@ -27,7 +27,7 @@ def state_path(job: Job, base_sha256: str) -> Path:
     method = [type(job.config).__name__, asdict(job.config), job.size, job.prediction, [asdict(p) for p in job.retained]]
     facts = json.dumps([base_sha256, [described(c) for c in job.concepts], method], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
-    return user_cache_path("realera-nodes", appauthor=False) / "training" / f"{key}.safetensors"
+    return cached("training", f"{key}.safetensors")
 
 
 def described(concept: Concept) -> dict[str, Any]:
@@ -41,20 +41,21 @@ def described(concept: Concept) -> dict[str, Any]:
 
 
 def save_state(state: TrainState, path: Path) -> None:
-    """Writes a state, whole or not at all."""
+    """Writes a state, whole or not at all. Where it cannot be kept, the training goes on and cannot be continued."""
     tensors = {f"{kind}.{i}": t.detach() for kind in ("parameters", "first", "second")
                for i, t in enumerate(getattr(state, kind))}  # fmt: skip
     assert state.generator is not None
     tensors["generator"] = state.generator
     facts = {"step": str(state.step), "losses": json.dumps(state.losses), "held": json.dumps(state.held)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors, facts, overwrite=True)
+    keep(path, lambda p: write_tensors(p, tensors, facts, overwrite=True), "the training's state")
 
 
 def load_state(path: Path) -> TrainState | None:
-    """The saved state, or None where there is none."""
-    if not path.exists():
-        return None
+    """The saved state, or None where there is none that can be read."""
+    return read_or(path, _read_state, "the state of a stopped training")
+
+
+def _read_state(path: Path) -> TrainState:
     file = SafetensorsFile.open(path)
     parts: dict[str, list[torch.Tensor]] = {"parameters": [], "first": [], "second": []}
     for kind, tensors in parts.items():

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 
+from .cache import cached, keep, read_or
 from .core.adapters import Factors
 from .core.concepts import Concept, Preserved
 from .formats.architecture import Kind
@@ -32,6 +32,7 @@ class Base:
         projections: names of its layers; kind: "sd1", "sd2" or "sdxl"
         sha256: what tells it from other models; name: what people call it
         metadata: its file's
+        prediction: "epsilon" or "v_prediction", if it is known
     """
 
     projections: tuple[str, ...]
@@ -39,13 +40,15 @@ class Base:
     sha256: str
     name: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    prediction: str | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, sha256: str = "") -> Base:
-        """A checkpoint's, whose file is hashed for it where ``sha256`` is not known yet."""
+    def of(cls, checkpoint: Checkpoint, sha256: str = "", prediction: str | None = None) -> Base:
+        """A checkpoint's, whose file is hashed for it where ``sha256`` is not known yet; ``prediction`` if not as it says."""
         architecture = checkpoint.architecture
         names = tuple(architecture.projections)
-        return cls(names, architecture.kind, sha256 or checkpoint.sha256(), checkpoint.path.name, checkpoint.metadata)
+        predicts = checkpoint.prediction(prediction).type
+        return cls(names, architecture.kind, sha256 or checkpoint.sha256(), checkpoint.path.name, checkpoint.metadata, predicts)
 
 
 #: raised where LoRAs of the same settings come out otherwise than before: finished ones are then trained anew
@@ -70,7 +73,7 @@ class FolderShelf:
         folder: Path | None = None, prior: Prior | None = None,
     ) -> FolderShelf:  # fmt: skip
         """A shelf in the user's cache, or in ``folder``."""
-        where = folder or user_cache_path("realera-nodes", appauthor=False) / "concepts"
+        where = folder or cached("concepts", "x").parent
         settings = as_table(config)
         for unused in ("fusion", "alignment" if config.method == "mace" else "suppression"):
             del settings[unused]  # they do not change a LoRA
@@ -86,21 +89,19 @@ class FolderShelf:
         return self.folder / f"{words}-{own}-{self.key}.safetensors"
 
     def load(self, concept: Concept) -> Factors | None:
-        """The finished LoRA, or None. ErasureError: the file is damaged."""
-        path = self.path(concept)
-        return read_lora(path, self.base.projections) if path.exists() else None
+        """The finished LoRA, or None where there is none that can be read."""
+        return read_or(self.path(concept), lambda p: read_lora(p, self.base.projections), f'the LoRA of "{concept.phrase}"')
 
     def save(self, concept: Concept, factors: Factors) -> None:
-        """Writes a finished LoRA in float32. ErasureError: it cannot be written."""
+        """Writes a finished LoRA in float32. Where it cannot be kept, a line tells: another run would train it again."""
         metadata = ErasureMetadata(
             f"{self.config.method}: one concept's LoRA", (concept.phrase,), (concept.anchor,), config=as_table(self.config),
             base_sha256=self.base.sha256, base_name=self.base.name, kinds=(concept.kind,),
         )  # fmt: skip
         ranks = {n: down.shape[0] for n, (down, _) in factors.items()}
-        path = self.path(concept)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = metadata.to_safetensors(self.base.kind, ranks, self.base.metadata)
-        write_lora(path, factors, text, torch.float32, overwrite=True)
+        text = metadata.to_safetensors(self.base.kind, ranks, self.base.metadata, self.base.prediction)
+        keep(self.path(concept), lambda p: write_lora(p, factors, text, torch.float32, overwrite=True),
+             f'the LoRA of "{concept.phrase}"')  # fmt: skip
 
 
 def prior_hash(prior: Prior) -> str:

@@ -23,12 +23,18 @@ from ..core.alignment import Trajectories
 from ..core.errors import ErasureError
 from ..core.esd import denoised
 from ..core.spans import TextStates
+from ..formats.prediction import EPSILON, V
 from .comfy_student import HookStudent, thaw
 from .comfy_text import ComfyText
 from .comfy_weights import PREFIX, SUPPORTED, EffectiveWeights, finite, layer_keys, parameter_keys, plain
 from .full_weights import FullWeights, full_weights
 
 KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+
+
+def prediction_of(model: Any) -> str:
+    """What a MODEL's network predicts: "epsilon" or "v_prediction"."""
+    return V if model.model.model_type == comfy.model_base.ModelType.V_PREDICTION else EPSILON
 
 
 class ComfyBackend:
@@ -61,6 +67,11 @@ class ComfyBackend:
             raise ErasureError(f"picture_size is {side}: it must be 0, or a multiple of 8 between 8 and 2048.")
         self.vae, self.side = vae, side or self._native_side()
         self._student: HookStudent | FullWeights | None = None
+
+    @property
+    def prediction(self) -> str:
+        """ "epsilon" or "v_prediction"."""
+        return prediction_of(self.original)
 
     def _native_side(self) -> int:
         v = self.patcher.model.model_type == comfy.model_base.ModelType.V_PREDICTION

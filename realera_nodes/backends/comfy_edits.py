@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
-import comfy.model_base
 import comfy.sd
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from ..core.closed_form import Transform
 from ..core.errors import ErasureError
 from ..exports import method_name, preserved_by
 from ..formats.lora import lora_tensors
+from ..formats.prediction import V
 from ..outcome import Outcome
 from ..settings import as_table
-from .comfy import KINDS, ComfyBackend
+from .comfy import KINDS, ComfyBackend, prediction_of
 from .comfy_weights import EffectiveWeights, layer_keys, parameter_keys
 
 #: where a MODEL keeps the records of its edits
@@ -52,11 +52,14 @@ class EditRecord:
 
 
 class ErasureLora(dict[str, Tensor]):
-    """A LORA_MODEL: what other nodes take for a plain state dict in kohya's naming, with its factors and record."""
+    """A LORA_MODEL: what other nodes take for a plain state dict in kohya's naming, with its factors and record.
 
-    def __init__(self, factors: Factors, record: EditRecord, kind: str):
+    ``kind`` and ``prediction`` ("epsilon", "v_prediction", None: not known) are of the model that it is for.
+    """
+
+    def __init__(self, factors: Factors, record: EditRecord, kind: str, prediction: str | None = None):
         super().__init__(lora_tensors(factors, torch.float32))
-        self.factors, self.record, self.kind = factors, record, kind
+        self.factors, self.record, self.kind, self.prediction = factors, record, kind, prediction
 
 
 def record_of(erasure: Outcome, method: str = "", config: Any = None) -> EditRecord:
@@ -164,7 +167,7 @@ def joined(first: Factors, second: Factors) -> Factors:
 def save_checkpoint(path: str, model: Any, clip: Any, vae: Any, metadata: dict[str, str]) -> None:
     """A checkpoint with all patches baked in, in the host's own way. The base's weights stay as they are."""
     extra: dict[str, Tensor] = {}
-    if model.model.model_type == comfy.model_base.ModelType.V_PREDICTION:
+    if prediction_of(model) == V:
         extra["v_pred"] = torch.tensor([])
         if getattr(model.get_model_object("model_sampling"), "zsnr", False):
             extra["ztsnr"] = torch.tensor([])

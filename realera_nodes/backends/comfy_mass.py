@@ -49,7 +49,8 @@ def host_shelf(
     backend: Any, concepts: Sequence[Concept], retained: Sequence[Preserved], config: MassConfig, prior: Prior | None
 ) -> FolderShelf:  # fmt: skip
     """The shelf in the user's cache for the model as it is loaded."""
-    base = Base(tuple(backend.names), backend.kind, fingerprint(backend), "the model loaded in ComfyUI")
+    base = Base(tuple(backend.names), backend.kind, fingerprint(backend), "the model loaded in ComfyUI",
+                prediction=backend.prediction)  # fmt: skip
     return FolderShelf.of(concepts, retained, config, base, prior=prior)
 
 

@@ -26,7 +26,7 @@ from ..core.errors import ErasureError
 from ..formats.atomic import require_space
 from ..formats.lora import write_lora
 from ..formats.metadata import ErasureMetadata
-from ..formats.stream import known_sha256
+from ..formats.stream import SafetensorsFile, known_sha256
 from ..report.grid import to_image
 from .comfy_edits import EditRecord
 
@@ -166,9 +166,9 @@ def whole_file(target: Path, nbytes: int) -> Iterator[str]:
 
 
 def file_metadata(
-    records: Sequence[EditRecord], kind: str, hidden: Any, ranks: Mapping[str, int] | None = None
+    records: Sequence[EditRecord], kind: str, hidden: Any, ranks: Mapping[str, int] | None = None, prediction: str | None = None
 ) -> dict[str, str]:  # fmt: skip
-    """What a file says about its making; nothing with --disable-metadata."""
+    """What a file says about its making and, for hosts, about its model; nothing with --disable-metadata."""
     if args.disable_metadata:
         return {}
     pairs = list(dict.fromkeys(pair for r in records for pair in zip(r.concepts, r.anchors, strict=True)))
@@ -184,9 +184,17 @@ def file_metadata(
         base_name=base.name if base else "",
         kinds=tuple(kinds[pair] for pair in pairs) if all(pair in kinds for pair in pairs) else (),
     )
-    result = made.to_safetensors(kind, dict(ranks) if ranks else None)  # type: ignore[arg-type]
+    result = made.to_safetensors(kind, dict(ranks) if ranks else None, _texts_of(base), prediction)  # type: ignore[arg-type]
     result["prompt"] = json.dumps(hidden.prompt or {})
     return result | {key: json.dumps(value) for key, value in (hidden.extra_pnginfo or {}).items()}
+
+
+def _texts_of(base: Path | None) -> Mapping[str, str]:
+    """Metadata of the checkpoint's file; none where it is of another format."""
+    try:
+        return SafetensorsFile.open(base).metadata if base else {}
+    except ErasureError:
+        return {}
 
 
 def base_file(prompt: Mapping[str, Any], node: str) -> Path | None:

@@ -19,6 +19,20 @@ from .diffusers_text import DiffusersText
 from .full_weights import FullWeights, edited_parameters, full_weights
 from .student import ADAPTER, PeftStudent
 
+#: of latents, where the UNet does not say
+LATENT_SIDE = {"sd1": 64, "sd2": 64, "sdxl": 128}
+
+
+def _native(own: Any, kind: str, pipe: Any) -> int:
+    """Side of the latents that a UNet was trained on, by its ``sample_size``. ErasureError: it is no number."""
+    if own is None:
+        v = pipe.scheduler.config.get("prediction_type") == "v_prediction"
+        return 96 if kind == "sd2" and v else LATENT_SIDE[kind]
+    sides = list(own) if isinstance(own, (list, tuple)) else [own]
+    if not sides or not all(type(n) is int and 0 < n <= 1024 for n in sides):
+        raise ErasureError(f"the UNet's sample_size is {own!r} instead of a number of latents such as 64: mend its config.json.")
+    return max(sides)
+
 
 class DiffusersBackend(DiffusersText):
     """A pipeline behind the project's protocol. Edits swap parameters inside contexts; no tensor of the pipeline is written to.
@@ -50,8 +64,7 @@ class DiffusersBackend(DiffusersText):
                                "picture-to-picture model: choose its text-to-picture version.")  # fmt: skip
         self.unet, self.context_width, self.kind = unet, width, KINDS[width]
         cell = pipe.vae_scale_factor
-        own = unet.config.sample_size
-        self.side: int = size or (own if isinstance(own, int) else max(own)) * cell
+        self.side: int = size or _native(unet.config.sample_size, self.kind, pipe) * cell
         if self.side < cell or self.side % cell:
             raise ErasureError(f"pictures of {self.side} pixels are not possible: choose a size that is a multiple of {cell}.")
         # other schedulers' configurations lack these, and DDIM's own defaults are not Stable Diffusion's

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..core.errors import ErasureError
-from ..formats.architecture import PREDICTIONS, SUPPORTED
-from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.stream import SafetensorsFile
+from ..formats.architecture import PREDICTIONS
+from ..formats.checkpoint import open_checkpoint
 from .diffusers import DiffusersBackend
-from .single_file import finite, single_file_pipeline
-
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-#: a pipeline's parts with weights and without, of SD and of SDXL
-MODELS = (("unet", "text_encoder", "vae"), ("unet", "text_encoder", "text_encoder_2", "vae"))
-OTHERS = (("tokenizer", "scheduler"), ("tokenizer", "tokenizer_2", "scheduler"))
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+from .folder_parts import _modern, folder_pipeline, said_by  # noqa: F401 _modern is asked for here
+from .single_file import single_file_pipeline
 
 
 def load_backend(
@@ -58,7 +49,12 @@ def load_backend(
         else:
             pipe = single_file_pipeline(checkpoint, dtype, prediction)
         pipe.to(place, dtype)
-    return DiffusersBackend(pipe, size)
+        if not checkpoint.is_folder:
+            return DiffusersBackend(pipe, size)
+        with said_by(checkpoint.path, "what its configurations say does not work"):
+            backend = DiffusersBackend(pipe, size)
+            try_out(backend)  # the configurations are people's own
+    return backend
 
 
 def torch_device(name: str | None) -> torch.device:
@@ -81,65 +77,30 @@ def require_libraries() -> None:
         raise ErasureError(f'{error.name} is missing: install it with pip install "realera-nodes[headless]".') from error
 
 
-def folder_pipeline(checkpoint: Checkpoint, dtype: torch.dtype, prediction: str | None) -> Any:
-    """The pipeline that model_index.json names, on the CPU.
+@torch.no_grad()
+def try_out(backend: DiffusersBackend) -> None:
+    """Asks every part once, on as small a picture as the network takes, so that nothing comes up after minutes of work.
 
     Raises:
-        ErasureError: another pipeline's class, a part that is missing, pickled, damaged or not finite.
+        ErasureError: the noise schedule is none.
+        Exception: whatever the libraries raise.
     """
-    import diffusers
-
-    folder = checkpoint.path
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        name = index["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ErasureError(f"{folder}/model_index.json cannot be read: download the folder again.") from error
-    if name not in PIPELINES:
-        raise ErasureError(f"{folder.name} is a {name}, but only {SUPPORTED}: choose one of those.")
-    xl = name == "StableDiffusionXLPipeline"
-    for part in (*MODELS[xl], *OTHERS[xl]):
-        if not any(index.get(part) or ()) or not (folder / part).is_dir():
-            raise ErasureError(f"{folder.name} has no {part}: choose a folder with all of its parts.")
-    options: dict[str, Any] = {_dtype_keyword(): dtype, "local_files_only": True, "use_safetensors": True}
-    variant = re.search(r"\.(\w+)\.safetensors$", re.sub(r"-\d+-of-\d+", "", checkpoint.files[0].path.name))
-    if variant:
-        options["variant"] = variant[1]
-    options |= {"feature_extractor": None, "image_encoder": None}
-    options |= {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        pipe = getattr(diffusers, name).from_pretrained(str(folder), **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ErasureError(f"{folder.name} cannot be loaded ({first.rstrip('.')}): download the folder again.") from error
-    for part in MODELS[xl]:
-        _require_weights(folder, part, getattr(pipe, part))
-    if prediction:
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction)
-    return pipe
-
-
-def _require_weights(folder: Path, part: str, module: Any) -> None:
-    """Raises ErasureError: tensors that the files lack, which the libraries would fill with random numbers, or NaN."""
-    stored = {_modern(name) for file in (folder / part).glob("*.safetensors") for name in SafetensorsFile.open(file).entries}
-    missing = [name for name in module.state_dict() if _modern(name) not in stored]
-    if missing:
-        raise ErasureError(f"{part} in {folder.name} lacks {len(missing)} tensors, e.g. {missing[0]}: download the folder again.")
-    for name, value in module.named_parameters():
-        finite(value.detach(), f"{part}'s {name}", folder.name)
-
-
-def _modern(name: str) -> str:
-    """A tensor's name without what differs between versions: CLIP's prefix, and the attention of old VAEs."""
-    name = name.removeprefix("text_model.")
-    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD_ATTENTION[m[2]]}.", name)
-
-
-def _dtype_keyword() -> str:
-    """diffusers' name for the weights' dtype: newer versions print a notice at the old one."""
-    from diffusers import utils
-
-    return "dtype" if hasattr(utils, "_resolve_dtype") else "torch_dtype"
+    alphas = backend.alphas()
+    if alphas.shape != (1000,) or not torch.isfinite(alphas).all() or alphas.min() < 0 or not (alphas.diff() < 0).all():
+        raise ErasureError("the model's noise schedule (scheduler_config.json) is none of 1000 falling steps: download it again.")
+    backend.schedule(2)
+    text = backend.encode([""])
+    if text.states.shape != (1, 77, backend.context_width):
+        raise ErasureError(f"the text encoder gives states of shape {tuple(text.states.shape)} instead of "
+                           f"(1, 77, {backend.context_width}): its parts do not belong together.")  # fmt: skip
+    side = max(8, 2 ** (len(backend.unet.config.block_out_channels) - 1))
+    z = torch.zeros(1, backend.unet.config.in_channels, side, side)
+    noise = backend.predict_noise(z, torch.tensor([500]), text)
+    if noise.shape != z.shape:
+        raise ErasureError(f"the UNet predicts noise of shape {tuple(noise.shape)} for latents of {tuple(z.shape)}: its parts do "
+                           "not belong together.")  # fmt: skip
+    vae = backend.pipe.vae
+    vae.decode(z.to(vae.device, vae.dtype) / vae.config.scaling_factor, return_dict=False)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ..demo.bpe import write_tokenizer
 from ..demo.layout import vae_to_diffusers
 from ..formats.architecture import Kind
 from ..formats.checkpoint import Checkpoint
+from ..formats.prediction import prediction_of_file
 from ..formats.stream import FLOATS, SafetensorsFile
 from .configs import LATENT_SCALE, clip_config, open_clip_config, shape_of, unet_config, vae_config
 
@@ -35,10 +36,10 @@ TEXTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("open_clip", ("conditioner.embedders.1.model.",)),
     ),
 }
+#: pixels that a file may call its own
+SIDES = (8, 8192)
 #: OpenCLIP-H has 24 layers, of which SD2 uses 23; files written by diffusers' scripts leave out the last
 SD2_LAYERS = 23
-#: ComfyUI's test of SD2: v-models have a larger deviation than this in their last self-attention's bias
-V_DEVIATION = 0.09
 
 
 @dataclass
@@ -86,7 +87,7 @@ def single_file_pipeline(checkpoint: Checkpoint, dtype: torch.dtype, prediction:
 
     Args:
         checkpoint: of an opened .safetensors file
-        prediction: "epsilon" or "v_prediction"; None looks at the weights as ComfyUI does
+        prediction: "epsilon" or "v_prediction"; None is what the file says
 
     Raises:
         ErasureError: a part is missing, incomplete or damaged, or of an unknown make.
@@ -132,37 +133,24 @@ def _require(file: SafetensorsFile, kind: Kind, unet: Part | None, vae: Part | N
 
 
 def native_side(file: SafetensorsFile, kind: Kind, prediction: str) -> int:
-    """Pixels: what the file's modelspec says, else what the models of its kind were trained at."""
-    stated = re.fullmatch(r"(\d+)x\1", file.metadata.get("modelspec.resolution", ""))
-    if stated:
+    """Pixels: what the file's modelspec says, if it can be, else what the models of its kind were trained at."""
+    stated = re.fullmatch(r"([0-9]{1,5})x\1", file.metadata.get("modelspec.resolution", ""))
+    if stated and SIDES[0] <= int(stated[1]) <= SIDES[1]:
         return int(stated[1])
     return 1024 if kind == "sdxl" else 768 if kind == "sd2" and prediction == "v_prediction" else 512
 
 
 def make_scheduler(file: SafetensorsFile, kind: Kind, unet: Part, prediction: str | None) -> Any:
-    """SD's schedule. The prediction type is as given, else found as ComfyUI finds it."""
+    """SD's schedule. The prediction type is as given, else what the file says (``prediction_of_file``)."""
     from diffusers import DDIMScheduler
 
     if "edm_mean" in file.entries or "edm_vpred.sigma_max" in file.entries:
         raise ErasureError("it is an EDM model such as Playground 2.5, whose noise schedule is not supported: use another model.")
-    zero_snr = kind == "sdxl" and "v_pred" in file.entries and "ztsnr" in file.entries
-    found = "v_prediction" if _looks_v(file, kind, unet) else "epsilon"
+    found = prediction_of_file(file, kind, prediction)
     return DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1, prediction_type=prediction or found, rescale_betas_zero_snr=zero_snr,
-        timestep_spacing="trailing" if zero_snr else "leading")  # fmt: skip
-
-
-def _looks_v(file: SafetensorsFile, kind: Kind, unet: Part) -> bool:
-    if kind == "sdxl":
-        return "v_pred" in file.entries  # a marker that trainers of such models add
-    biases = [
-        m for name in unet.shapes if (m := re.fullmatch(r"output_blocks\.(\d+)\.1\.transformer_blocks\.0\.norm1\.bias", name))
-    ]
-    if kind != "sd2" or not biases:
-        return False
-    last = max(biases, key=lambda m: int(m[1]))[0]  # output_blocks.11 in SD2 itself
-    return float(unet.read(lambda name: name == last)[last].float().std(unbiased=False)) > V_DEVIATION
+        set_alpha_to_one=False, steps_offset=1, prediction_type=found.type, rescale_betas_zero_snr=found.zero_snr,
+        timestep_spacing="trailing" if found.zero_snr else "leading")  # fmt: skip
 
 
 def _empty(make: Callable[..., Any], *args: Any, **config: Any) -> Any:

@@ -72,6 +72,8 @@ def run_job(job: Any, dry_run: bool) -> None:
         console.print(note, highlight=False, soft_wrap=True)
     took = table["seconds"]
     console.print("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in took.items()), highlight=False)
+    for name in table.get("removed", ()):
+        console.print(f"removed {job.out / name}, which an earlier run left", highlight=False, markup=False, soft_wrap=True)
     for name in [*table["files"], "grid.png", "report.md", "report.json"]:
         console.print(f"wrote {job.out / name}", highlight=False, soft_wrap=True)
 

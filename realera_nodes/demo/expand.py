@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..cache import cached
 from ..core.errors import ErasureError
 from ..formats.stream import sha256_of, write_tensors
 from . import clip_text, layout
@@ -182,7 +182,7 @@ def _whole_or_nothing(target: Path, write: Callable[[Path], object], expected: s
 def _cached(name: str, write: Callable[[Path], None]) -> Path:
     expected = manifest()["expanded"][name]
     # the hash is in the path, so a new release never meets an old expansion, and what is there was checked
-    path = user_cache_path("realera-nodes", appauthor=False) / expected[:16] / name
+    path = cached(expected[:16], name)
     if not path.exists():
         _whole_or_nothing(path, write, expected, over=False)
     return path

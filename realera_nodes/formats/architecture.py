@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core.errors import ErasureError
+from .completeness import require_whole
 from .unet_names import TOPS, ldm_attention_blocks, ldm_parameters
 
 Kind = Literal["sd1", "sd2", "sdxl"]
@@ -75,7 +76,9 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     if KINDS[width] == "sdxl" and not any("label_emb." in key or "add_embedding." in key for key in shapes):
         raise ErasureError(f"the UNet is 2048 wide but lacks SDXL's size embedding, so its family is unknown: {SUPPORTED}.")
     ordered = {name: projections[name] for name in sorted(projections, key=_order)}
-    return Architecture(KINDS[width], layout, width, ordered, _parameters(shapes, layout, prefix, width))
+    parameters = _parameters(shapes, layout, prefix, width)
+    require_whole([name[len(prefix) :] for name in shapes if name.startswith(prefix)], parameters)
+    return Architecture(KINDS[width], layout, width, ordered, parameters)
 
 
 def _parameters(names: Iterable[str], layout: str, prefix: str, width: int) -> dict[str, str]:

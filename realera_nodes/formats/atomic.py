@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all, one by one or all of a run together.
 
 On Linux a file is written without a name (``O_TMPFILE``) and gets one only when it is complete, so that
 nothing stays behind even when the process is killed. Elsewhere, and on file systems that cannot do this,
@@ -7,151 +7,156 @@ it is written under a hidden temporary name, which is removed on any exception.
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
-from ..core.errors import ErasureError
+from .draft import _NO_TMPFILE, Draft, _open_nameless, remove, sync_folder, temporary  # noqa: F401 tests ask for them here
+from .places import NO_SPACE, check_folder_target, check_place, check_target, explained, require_space
 
-#: what open(O_TMPFILE) answers where it is not supported: by the file system, by an old kernel, by a FUSE driver
-_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
-_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BINARY = getattr(os, "O_BINARY", 0)
+__all__ = ["Batch", "atomic_file", "atomic_folder", "check_target", "require_space"]
 
 
-def require_space(folder: Path, nbytes: int) -> None:
-    """Raises ErasureError, naming needed and free gigabytes, unless ``nbytes`` fit where ``folder`` is or will be."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < nbytes:
-        raise ErasureError(
-            f"{folder} needs {nbytes / 1e9:.2f} GB of disk space but only {free / 1e9:.2f} GB are free: "
-            "free some space or choose another folder."
-        )
+class Batch:
+    """Files and folders that appear together or not at all.
 
+        with Batch(overwrite) as batch:
+            with batch.file(out / "a.png") as f: ...
+            with batch.folder(out / "model") as folder: ...
 
-def check_target(target: Path, overwrite: bool = False) -> None:
-    """Refuses a place for a file that cannot be written: call it before long work, ``atomic_file`` calls it too.
+    When the block ends without an exception all of them get their names, in a moment; if one of them cannot, the others
+    lose theirs again and what was there before comes back. After an exception nothing of them is left, nor of folders that
+    were made for them. Only a process that is killed in that moment leaves a part.
 
-    Raises:
-        ErasureError: the target exists and ``overwrite`` is False, is a folder, or its folder cannot be written to.
+    Args:
+        overwrite: replace what is there
     """
-    if target.is_dir():
-        raise ErasureError(f"{target} is a folder, but a file is to be written: add a file name.")
-    _check_place(target, overwrite)
 
+    def __init__(self, overwrite: bool = False):
+        self.overwrite = overwrite
+        self._drafts: list[Draft] = []
+        self._going: list[Path] = []
+        self._made: list[Path] = []
 
-def check_folder_target(target: Path, overwrite: bool = False, marker: str = "model_index.json") -> None:
-    """Refuses a place for a folder that cannot be written; one that is there is replaced only if it is empty or holds ``marker``.
+    def __enter__(self) -> Batch:
+        return self
 
-    Raises:
-        ErasureError: as ``check_target``, or other files are in it.
-    """
-    _check_place(target, overwrite)
-    if os.path.lexists(target):
-        if target.is_symlink() or not target.is_dir():
-            raise ErasureError(f"{target} is not a folder, but a folder is to be written: choose another name.")
-        if any(target.iterdir()) and not (target / marker).exists():
-            raise ErasureError(f"{target} holds other files and no {marker}, so it is not overwritten: choose another folder.")
-
-
-def _check_place(target: Path, overwrite: bool) -> None:
-    if os.path.lexists(target) and not overwrite:
-        raise _exists(target)
-    there = target.absolute().parent
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.is_dir():
-        raise ErasureError(f"{there} is a file, so nothing can be written inside it: choose another folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ErasureError(_not_writable(target))
-
-
-def _exists(target: Path) -> ErasureError:
-    return ErasureError(f"{target} already exists: choose another name or folder, or allow overwriting (--overwrite).")
-
-
-def _not_writable(target: Path) -> str:
-    return f"{target} cannot be written, its folder is read-only or you lack the permission: choose another folder."
-
-
-def _explained(error: OSError, target: Path) -> Exception:
-    """The sentence for what a user can change, else the error itself."""
-    if error.errno in _NO_SPACE:
-        return ErasureError(f"there is no space left on the disk of {target}: free some space or choose another folder.")
-    if error.errno == errno.EFBIG:
-        return ErasureError(f"the disk of {target} cannot hold a file this large: choose another folder.")
-    return error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders; its renames are journalled
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _temporary(target: Path) -> Path:
-    """A hidden name beside the target; cut short, as file names are limited to 255 bytes."""
-    return target.parent / f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(3)}.partial"
-
-
-def _open_nameless(folder: Path) -> int | None:
-    """A file without a name inside ``folder``, or None where there is no such thing."""
-    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
-        return None
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
-    except OSError as error:
-        if error.errno in _NO_TMPFILE:
-            return None
-        raise
-
-
-def _link(fd: int, path: Path) -> None:
-    """Gives the nameless file ``fd`` a name. Raises FileExistsError where the name is taken."""
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        # with dst_dir_fd, as Python calls link(2) without it, which would link the symlink in /proc
-        os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(folder)
-
-
-def _publish(fd: int, partial: Path | None, target: Path, overwrite: bool) -> None:
-    """Names the complete file. ``partial`` is its temporary name, if it has one."""
-    if partial is None and not overwrite:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            _link(fd, target)
-        except FileExistsError as error:
-            raise _exists(target) from error
-        return
-    if partial is None:
-        partial = _temporary(target)
-        _link(fd, partial)
-    try:
-        if not overwrite and os.path.lexists(target):
-            raise _exists(target)
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+            if kind is None:
+                self._publish()
+                self._made.clear()
+        finally:
+            for draft in self._drafts:
+                draft.discard()
+            for folder in reversed(self._made):
+                with suppress(OSError):  # somebody else's file is in it by now
+                    folder.rmdir()
+
+    @contextmanager
+    def file(self, target: Path) -> Iterator[IO[bytes]]:
+        """A binary file to write to. Synced to the disk when the block ends; a link is replaced, not the file it points to.
+
+        Raises:
+            ErasureError: the target exists, is a folder, its folder cannot be written to, or the disk is full.
+        """
+        target = Path(target)
+        check_target(target, self.overwrite)
+        with self._drafted(target, False) as draft:
+            assert draft.file is not None
+            yield draft.file
+
+    @contextmanager
+    def folder(self, target: Path, marker: str = "model_index.json") -> Iterator[Path]:
+        """An empty folder to fill.
+
+        Args:
+            marker: the file that tells a folder of our kind: no other folder is replaced, unless it is empty
+
+        Raises:
+            ErasureError: the target exists, or is no folder of our kind, cannot be written to, or the disk is full.
+        """
+        target = Path(target)
+        check_folder_target(target, self.overwrite, marker)
+        with self._drafted(target, True) as draft:
+            yield draft.readable
+
+    def written(self, target: Path) -> Path:
+        """Where this process can read what was written for ``target``, before it has its name."""
+        return next(d for d in self._drafts if d.target == Path(target)).readable
+
+    def remove(self, target: Path) -> None:
+        """A file or folder of an earlier run goes when the new ones appear."""
+        check_place(target, True)
+        self._going.append(Path(target))
+
+    @contextmanager
+    def _drafted(self, target: Path, folder: bool) -> Iterator[Draft]:
+        self._make(target.parent)
+        draft = Draft(target, folder)
+        self._drafts.append(draft)
+        try:
+            yield draft
+            draft.finish()
+        except OSError as error:
+            if error.filename is not None and error.errno not in NO_SPACE:
+                raise  # of another file, such as the one that is copied
+            raise explained(error, target) from error
+
+    def _make(self, folder: Path) -> None:
+        missing: list[Path] = []
+        while not os.path.lexists(folder):
+            missing.append(folder)
+            folder = folder.parent
+        for one in reversed(missing):
+            try:
+                one.mkdir(exist_ok=True)
+            except OSError as error:
+                raise explained(error, one) from error
+            self._made.append(one)
+
+    def _publish(self) -> None:
+        keep = len(self._drafts) + len(self._going) > 1  # a single file replaces the old one at once
+        begun: list[Draft] = []
+        aside: dict[Path, Path] = {}
+        target = Path()
+        try:
+            for draft in self._drafts:
+                begun.append(draft)
+                target = draft.target
+                draft.take_place(self.overwrite, keep)
+            for target in self._going:
+                if os.path.lexists(target):
+                    aside[target] = temporary(target)
+                    os.rename(target, aside[target])
+        except BaseException as error:
+            for path, backup in aside.items():
+                if os.path.lexists(backup):
+                    os.replace(backup, path)
+            for draft in reversed(begun):
+                draft.give_back()
+            if isinstance(error, OSError):
+                raise explained(error, target) from error
+            raise
+        old = [*aside.values(), *(d.backup for d in self._drafts if d.backup is not None)]
+        for backup in old:
+            try:
+                remove(backup)
+            except OSError as error:  # the new files are all there
+                logging.getLogger(__name__).warning("%s, the replaced file, could not be deleted (%s).", backup, error)
+        for draft in self._drafts:
+            draft.discard()
+        for folder in {d.target.parent for d in self._drafts}:
+            sync_folder(folder)
 
 
 @contextmanager
-def atomic_file(target: Path, overwrite: bool = False) -> Iterator[IO[bytes]]:
-    """A binary file to write to, which becomes ``target`` when the block ends without an exception.
+def atomic_file(target: Path, overwrite: bool = False, batch: Batch | None = None) -> Iterator[IO[bytes]]:
+    """A binary file to write to, which becomes ``target`` when the block ends without an exception, or with its ``batch``.
 
     The target's folder is made if missing. File and folder are synced to the disk. With ``overwrite`` the old file
     stays until the new one takes its place; a symbolic link is replaced, not the file it points to.
@@ -159,43 +164,19 @@ def atomic_file(target: Path, overwrite: bool = False) -> Iterator[IO[bytes]]:
     Raises:
         ErasureError: the target exists, is a folder, its folder cannot be written to, or the disk is full.
     """
-    target = Path(target)
-    check_target(target, overwrite)
-    partial: Path | None = None
-    file: IO[bytes] | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fd = _open_nameless(target.parent)
-        if fd is None:
-            partial = _temporary(target)
-            fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | _BINARY, 0o666)
-    except OSError as error:
-        if error.errno in _NO_PERMISSION:
-            raise ErasureError(_not_writable(target)) from error
-        raise _explained(error, target) from error
-    try:
-        file = os.fdopen(fd, "wb")
+    if batch is not None:
+        with batch.file(target) as file:
+            yield file
+        return
+    with Batch(overwrite) as own, own.file(target) as file:
         yield file
-        file.flush()
-        os.fsync(fd)
-        if partial is not None:  # Windows does not rename open files
-            file.close()
-        _publish(fd, partial, target, overwrite)
-        file.close()
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise _explained(error, target) from error
-    finally:
-        if file is not None and not file.closed:
-            with suppress(OSError):  # an exception is on its way already, and nothing of the file is kept
-                file.close()
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(target: Path, overwrite: bool = False, marker: str = "model_index.json") -> Iterator[Path]:
-    """An empty folder to fill, which becomes ``target`` when the block ends without an exception.
+def atomic_folder(
+    target: Path, overwrite: bool = False, marker: str = "model_index.json", batch: Batch | None = None
+) -> Iterator[Path]:
+    """An empty folder to fill, which becomes ``target`` when the block ends without an exception, or with its ``batch``.
 
     A killed process leaves at most a hidden ``.NAME.PID-xxxxxx.partial`` folder beside the target.
 
@@ -207,40 +188,9 @@ def atomic_folder(target: Path, overwrite: bool = False, marker: str = "model_in
     Raises:
         ErasureError: the target exists, or is no folder of our kind, cannot be written to, or the disk is full.
     """
-    target = Path(target)
-    check_folder_target(target, overwrite, marker)
-    partial = _temporary(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        if error.errno in _NO_PERMISSION:
-            raise ErasureError(_not_writable(target)) from error
-        raise _explained(error, target) from error
-    try:
-        yield partial
-        for folder, _, _ in os.walk(partial):
-            _sync_folder(Path(folder))
-        _swap(partial, target, overwrite)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise _explained(error, target) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already when all went well
-
-
-def _swap(partial: Path, target: Path, overwrite: bool) -> None:
-    """``partial`` becomes ``target``; a folder that was there is put back if that fails, else deleted."""
-    if not target.exists():
-        partial.rename(target)
+    if batch is not None:
+        with batch.folder(target, marker) as folder:
+            yield folder
         return
-    if not overwrite:
-        raise _exists(target)
-    old = _temporary(target)
-    target.rename(old)
-    try:
-        partial.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
+    with Batch(overwrite) as own, own.folder(target, marker) as folder:
+        yield folder

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,17 @@ from torch import Tensor
 
 from ..core.errors import ErasureError
 from .architecture import SUPPORTED, Architecture, detect
-from .atomic import atomic_folder, require_space
+from .atomic import Batch, atomic_folder, require_space
+from .folder import parts_of, read_index, require_part, variant_of, walk, weights_of
+from .header import Entry
+from .prediction import Prediction, prediction_of_file, prediction_of_folder
+from .quantised import refuse_quantised
 from .stream import SafetensorsFile, copy_file, known_sha256, rewrite
+from .written import not_as_written
 
 Change = Callable[[Tensor], Tensor]
-# diffusion_pytorch_model[.VARIANT][-0000i-of-0000n][.VARIANT].safetensors
-_UNET_FILE = re.compile(
-    r"diffusion_pytorch_model(\.(?P<a>\w+))?(-(?P<i>\d+)-of-(?P<n>\d+))?(\.(?P<b>\w+))?\.safetensors", re.ASCII
-)
+#: parts that pictures are made without
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 _WEIGHTS = {".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".pb", ".h5", ".gguf"}
 
 
@@ -46,6 +48,12 @@ class Checkpoint:
         """Metadata of the (first) file."""
         return self.files[0].metadata
 
+    def prediction(self, given: str | None = None) -> Prediction:
+        """What the model predicts, as ``given`` or as its files say. ErasureError: what is not supported."""
+        if self.is_folder:
+            return prediction_of_folder(self, given)
+        return prediction_of_file(self.files[0], self.architecture.kind, given)
+
     def _key(self, name: str) -> str:
         for names in (self.architecture.projections, self.architecture.parameters):
             if name in names:
@@ -68,7 +76,7 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Hash of the file; of a folder, the hash of its UNet file, or of its shards' hashes."""
-        main = [f for f in self.files if _variant(f.path.name) == _variant(self.files[0].path.name)]
+        main = [f for f in self.files if variant_of(f.path.name) == variant_of(self.files[0].path.name)]
         if not self.is_folder or len(main) == 1:
             return known_sha256(self.files[0].path)
         return hashlib.sha256("\n".join(known_sha256(f.path) for f in main).encode()).hexdigest()
@@ -81,12 +89,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ErasureError: unusable file or folder, missing shards, or a model of another family (see ``detect``).
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path)
     file = SafetensorsFile.open(path)
-    architecture = _detect(file.shapes, path)
-    _refuse_scaled(architecture, file)
-    return Checkpoint(architecture, path, False, (file,))
+    refuse_quantised(file)
+    return Checkpoint(_detect(file.shapes, path), path, False, (file,))
 
 
 def _detect(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Architecture:
@@ -96,67 +103,38 @@ def _detect(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Architecture:
         raise ErasureError(f"{path.name}: {error}") from error
 
 
-def _refuse_scaled(architecture: Architecture, file: SafetensorsFile) -> None:
-    """float8 weights with a scale beside them are not the weights: an edit would be off by that factor."""
-    for key in (*architecture.projections.values(), *architecture.parameters.values()):
-        if key.removesuffix(".weight") + ".scale_weight" in file.entries:
-            raise ErasureError(f"{file.path.name} holds scaled float8 weights: use a float16 version of the model.")
-
-
-def _variant(name: str) -> str:
-    match = _UNET_FILE.fullmatch(name)
-    return (match["a"] or match["b"] or "") if match else ""
-
-
 def _open_folder(path: Path) -> Checkpoint:
-    if not (path / "model_index.json").exists():
-        raise ErasureError(f"{path} has no model_index.json: give a checkpoint file or the top folder of a diffusers pipeline.")
-    if not (path / "unet").is_dir():
+    read_index(path)
+    unet = path / "unet"
+    if not os.path.lexists(unet):
         raise ErasureError(f"{path} has no unet folder, so it is a model of another family: {SUPPORTED}.")
-    groups: dict[str, list[Path]] = {}
-    for file in sorted((path / "unet").iterdir()):
-        if _UNET_FILE.fullmatch(file.name):
-            groups.setdefault(_variant(file.name), []).append(file)
+    groups = weights_of(require_part(path, "unet"))
     if not groups:
-        if any((path / "unet").glob("*.bin")):
-            raise ErasureError(f"{path}/unet holds pickles (.bin) only: open it in a tool you trust and save as .safetensors; "
-                               "this project never opens pickles.")  # fmt: skip
-        raise ErasureError(f"{path}/unet holds no diffusion_pytorch_model*.safetensors: download the folder again.")
+        raise ErasureError(f"{unet} holds no diffusion_pytorch_model*.safetensors: download the folder again.")
     files: list[SafetensorsFile] = []
     architecture: Architecture | None = None
-    for variant in sorted(groups, key=lambda v: (v != "", v != "fp16", v)):
-        _require_shards(path / "unet", groups[variant])
-        opened = [SafetensorsFile.open(p) for p in groups[variant]]
+    for paths in groups.values():
+        opened = [SafetensorsFile.open(p) for p in paths]
+        for file in opened:
+            refuse_quantised(file)
         found = _detect({key: shape for f in opened for key, shape in f.shapes.items()}, path)
         if architecture is not None and found != architecture:
-            raise ErasureError(f"the variants of the UNet in {path}/unet are different models: remove all but one.")
+            raise ErasureError(f"the variants of the UNet in {unet} are different models: remove all but one.")
         architecture = found
         files += opened
     assert architecture is not None  # groups is not empty
-    for f in files:
-        _refuse_scaled(architecture, f)
     return Checkpoint(architecture, path, True, tuple(files))
 
 
-def _require_shards(unet: Path, files: list[Path]) -> None:
-    """Raises ErasureError naming the first shard that file names or the index announce and that is not there."""
-    wanted: set[str] = set()
-    for file in files:
-        match = _UNET_FILE.fullmatch(file.name)
-        if match and match["n"]:
-            a, b = f".{match['a']}" if match["a"] else "", f".{match['b']}" if match["b"] else ""
-            n = int(match["n"])
-            wanted |= {f"diffusion_pytorch_model{a}-{i:05}-of-{n:05}{b}.safetensors" for i in range(1, n + 1)}
-    variant = _variant(files[0].name)
-    for index in unet.glob("diffusion_pytorch_model*.index*.json"):
-        if index.name.split(".index")[1] == (f".{variant}.json" if variant else ".json"):
-            try:
-                wanted |= set(json.loads(index.read_text())["weight_map"].values())
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ErasureError(f"{index} is not an index of shards: download the folder again.") from error
-    for name in sorted(wanted):
-        if not (unet / name).exists():
-            raise ErasureError(f"{unet} lacks the shard {name}: download the folder again.")
+def planned_bytes(checkpoint: Checkpoint, target: Path) -> int:
+    """What ``write_edited`` will write. Call it before long work: it refuses what could not be written.
+
+    Raises:
+        ErasureError: a part of the folder is not there or cannot be copied, or the target lies inside the source or around it.
+    """
+    if not checkpoint.is_folder:
+        return checkpoint.path.stat().st_size
+    return sum(path.stat().st_size for path in _files_to_copy(checkpoint, Path(target)))
 
 
 def write_edited(
@@ -166,12 +144,14 @@ def write_edited(
     metadata: Mapping[str, str],
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
 ) -> None:
     """The checkpoint with changed weights, in the same form (file or folder); the source is not touched.
 
     The running averages (model_ema) that training checkpoints hold beside their weights are changed alike: some programs load
-    these. Of a folder everything is copied except hidden files, single-file checkpoints at its top and UNet weights in other
-    formats than safetensors: these would carry the unedited model along.
+    these. Of a folder everything is copied, what is linked as files, except hidden files, single-file checkpoints at its top
+    and UNet weights in other formats than safetensors: these would carry the unedited model along. What was written is opened
+    again and compared with the source.
 
     Args:
         target: file or folder to write; it appears whole or not at all.
@@ -180,22 +160,21 @@ def write_edited(
         metadata: added to the metadata of every changed file.
         overwrite: replace ``target`` if it exists.
         progress: called with bytes done and bytes in total.
+        batch: what it is to appear with, in place of ``overwrite``.
 
     Raises:
-        ErasureError: unknown name, unusable target, no disk space, NaN or infinity (see ``stream.rewrite``).
+        ErasureError: unknown name, unusable target, no disk space, NaN or infinity (see ``stream.rewrite``), a part that cannot
+            be copied, or a disk that does not hold what was written.
     """
     changes = {checkpoint._key(name): change for name, change in new_weights.items()}
     target = Path(target)
     if not checkpoint.is_folder:
         there = checkpoint.files[0].entries
         changes |= {_average_of(key): change for key, change in changes.items() if _average_of(key) in there}
-        rewrite(checkpoint.path, target, changes, metadata, overwrite, progress)
+        rewrite(checkpoint.path, target, changes, metadata, overwrite, progress, batch)
         return
-    source, place = checkpoint.path.resolve(), target.resolve()
-    if source in place.parents or place in source.parents:
-        raise ErasureError(f"{target} lies inside the source folder or around it: choose another folder.")
     edited = {f.path: {k: v for k, v in changes.items() if k in f.entries} for f in checkpoint.files}
-    files = list(_files_to_copy(checkpoint))
+    files = _files_to_copy(checkpoint, target)
     total, done = sum(p.stat().st_size for p in files), 0
 
     def tick(n: int) -> None:
@@ -204,7 +183,7 @@ def write_edited(
         if progress is not None:
             progress(min(done, total), total)
 
-    with atomic_folder(target, overwrite) as folder:
+    with atomic_folder(target, overwrite, batch=batch) as folder:
         require_space(target.parent, total)
         for path in files:
             out = folder / path.relative_to(checkpoint.path)
@@ -217,6 +196,7 @@ def write_edited(
                 tick(before + part - done)
 
             rewrite(path, out, edited[path], metadata, progress=of_file)
+        _require_equal(checkpoint, folder, files, target)
 
 
 def _average_of(key: str) -> str:
@@ -224,12 +204,67 @@ def _average_of(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def _files_to_copy(checkpoint: Checkpoint) -> Iterator[Path]:
-    edited = {f.path for f in checkpoint.files}
-    for path in sorted(checkpoint.path.rglob("*")):
+def _files_to_copy(checkpoint: Checkpoint, target: Path) -> list[Path]:
+    """See ``planned_bytes``."""
+    for part in parts_of(read_index(checkpoint.path)):
+        if part not in OPTIONAL:
+            require_part(checkpoint.path, part)
+    edited, found = {f.path for f in checkpoint.files}, []
+    for path in walk(checkpoint.path):
         parts = path.relative_to(checkpoint.path).parts
-        if not path.is_file() or any(part.startswith(".") for part in parts):
-            continue
         unedited_model = path.suffix in _WEIGHTS and (len(parts) == 1 or parts[0] == "unet") and path not in edited
         if not unedited_model:
-            yield path
+            found.append(path)
+    inside, around = {checkpoint.path, *(p.parent for p in found)}, {p.resolve().parent for p in found}
+    _refuse_overlap(checkpoint.path, inside, around, target)
+    return found
+
+
+def _refuse_overlap(root: Path, inside: set[Path], around: set[Path], target: Path) -> None:
+    """A target inside a folder of the source would be copied into itself; one around a file of it would replace that file."""
+    place = target.resolve()
+    if _same(place, root.resolve()):
+        return  # in its own place, if it may be replaced
+    for source in map(Path.resolve, inside):
+        if any(_same(source, p) for p in place.parents):
+            raise _overlap(target)
+    for source in {*map(Path.resolve, inside), *around}:
+        if any(_same(place, p) for p in source.parents):
+            raise _overlap(target)
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Whether two paths are one place, also where a disk knows no capital letters."""
+    if a == b:
+        return True
+    try:
+        return a.name.casefold() == b.name.casefold() and a.samefile(b)
+    except OSError:
+        return False
+
+
+def _overlap(target: Path) -> ErasureError:
+    return ErasureError(f"{target} lies inside the source folder or around it: choose another folder.")
+
+
+def _tensors(path: Path) -> list[tuple[str, Entry]] | None:
+    """Names, types and places of a file's tensors; None where it is no safetensors file that can be read."""
+    try:
+        return list(SafetensorsFile.open(path).entries.items()) if path.suffix == ".safetensors" else None
+    except ErasureError:
+        return None
+
+
+def _require_equal(checkpoint: Checkpoint, folder: Path, files: list[Path], target: Path) -> None:
+    """Opens what was written. ErasureError: it is not the source's parts with the source's tensors."""
+    edited = {f.path for f in checkpoint.files}  # their metadata are longer
+    try:
+        for path in files:
+            copy = folder / path.relative_to(checkpoint.path)
+            same = copy.stat().st_size == path.stat().st_size or path in edited
+            if not same or ((tensors := _tensors(path)) is not None and _tensors(copy) != tensors):
+                raise ErasureError(f"{copy.name} differs from the source's.")
+        if open_checkpoint(folder).architecture != checkpoint.architecture:
+            raise ErasureError("its UNet is another one.")
+    except (ErasureError, OSError) as error:
+        raise not_as_written(target, str(error)) from error

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ErasureError
-from .stream import SafetensorsFile, write_tensors
+from .atomic import Batch
+from .stream import FLOATS, SafetensorsFile, write_tensors
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -92,9 +93,14 @@ def write_lora(
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
+    batch: Batch | None = None,
 ) -> None:
-    """A LoRA file, whole or not at all. Raises ErasureError: see ``lora_tensors`` and ``atomic.atomic_file``."""
-    write_tensors(path, lora_tensors(factors, dtype), metadata, overwrite)
+    """A LoRA file, whole or not at all, or with its ``batch``. Where it has metadata, they hold the hash of its tensors.
+
+    Raises:
+        ErasureError: see ``lora_tensors`` and ``atomic.atomic_file``.
+    """
+    write_tensors(path, lora_tensors(factors, dtype), metadata, overwrite, batch, hashed=bool(metadata))
 
 
 def read_lora(path: Path, canonical_names: Iterable[str]) -> Factors:
@@ -148,6 +154,9 @@ def _factors(file: SafetensorsFile, name: str, keys: Mapping[str, str], peft: _P
     for part in ("down", "up"):
         if part not in keys:
             raise ErasureError(f"{file.path.name} lacks the {part} factor of {name}: the file is incomplete, download it again.")
+    for key in (keys["down"], keys["up"]):
+        if file.entries[key].dtype not in FLOATS:
+            raise ErasureError(f"{key} in {file.path.name} holds quantised whole numbers: use a float16 version of the LoRA.")
     down, up = file.read(keys["down"]).float(), file.read(keys["up"]).float()
     _require_fit(name, down, up)
     rank = down.shape[0]
@@ -169,7 +178,7 @@ class _PeftScale:
         text = file.metadata.get("lora_adapter_metadata", "{}")
         try:
             return cls(dict(json.loads(text)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ErasureError(f"{file.path.name} has a lora_adapter_metadata that is not JSON: save the LoRA again.") from error
 
     def at(self, name: str, rank: int) -> float:

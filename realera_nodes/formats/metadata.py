@@ -15,17 +15,25 @@ from typing import Any
 from ..core.errors import ErasureError
 from .architecture import KINDS, Kind, detect
 from .checkpoint import open_checkpoint
+from .folder import walk
 from .lora import lora_parts
+from .prediction import V, modelspec_word
 from .stream import SafetensorsFile
 
 PREFIX = "realera."
-#: ModelSpec's architecture ids (https://github.com/Stability-AI/ModelSpec)
+#: ModelSpec's architecture ids (https://github.com/Stability-AI/ModelSpec), by kind and prediction
 MODELSPEC = {
     "sd1": "stable-diffusion-v1",
     "sd2": "stable-diffusion-v2-512",
     "sdxl": "stable-diffusion-xl-v1-base",
 }
-_INHERITED = ("modelspec.architecture", "modelspec.implementation")
+MODELSPEC_768_V = "stable-diffusion-v2-768-v"
+#: how ids of a kind begin; SSD-1B and its like are SDXL's children with ids of their own
+_FAMILIES = {"stable-diffusion-v1": "sd1", "stable-diffusion-v2": "sd2", "stable-diffusion-xl": "sdxl", "segmind": "sdxl"}
+#: kohya's names for what a LoRA was trained on: the WebUIs sort LoRAs by them
+BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_INHERITED = ("modelspec.architecture", "modelspec.implementation", "modelspec.resolution", "modelspec.prediction_type",
+              "modelspec.license")  # fmt: skip
 
 
 def _now() -> str:
@@ -72,14 +80,19 @@ class ErasureMetadata:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_safetensors(
-        self, kind: Kind | None = None, ranks: Mapping[str, int] | int | None = None, inherited: Mapping[str, str] | None = None
-    ) -> dict[str, str]:
-        """The header's text fields: ours as JSON under ``realera.``, ModelSpec's, and kohya's for a LoRA.
+        self, kind: Kind | None = None, ranks: Mapping[str, int] | int | None = None, inherited: Mapping[str, str] | None = None,
+        prediction: str | None = None, hint: str = "",
+    ) -> dict[str, str]:  # fmt: skip
+        """The header's text fields: ours as JSON under ``realera.``, ModelSpec's, and for a LoRA kohya's, by which hosts sort.
+
+        kohya's ss_output_name is left out: hosts would show it in place of the file's name, and two copies under one name.
 
         Args:
             kind: the model's architecture; without it ModelSpec's ``architecture`` is left to ``inherited``.
             ranks: for a LoRA, its rank, or canonical name -> rank.
-            inherited: metadata of the edited model: its ModelSpec architecture and implementation are kept.
+            inherited: metadata of the edited model: what its ModelSpec says of its make is kept, if it can be of that kind.
+            prediction: "epsilon" or "v_prediction"; None: as ``inherited`` says, else it is not said
+            hint: how the file is to be used, in a sentence
 
         Raises:
             ErasureError: a setting that JSON cannot hold.
@@ -95,12 +108,34 @@ class ErasureMetadata:
             "modelspec.date": self.created,
             "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         }
+        old = dict(inherited or {})
+        result |= {key: old[key] for key in _INHERITED if key in old}
+        if hint:
+            result["modelspec.usage_hint"] = hint
+        if word := modelspec_word(prediction):
+            result["modelspec.prediction_type"] = word
         if kind is not None:
-            result["modelspec.architecture"] = MODELSPEC[kind]
-        result |= {key: inherited[key] for key in _INHERITED if inherited and key in inherited}
+            v = prediction == V if prediction else _says_v(old)
+            result["modelspec.architecture"] = _architecture(kind, v, prediction, old.get("modelspec.architecture", ""))
+            side = 1024 if kind == "sdxl" else 768 if kind == "sd2" and v else 512
+            result.setdefault("modelspec.resolution", f"{side}x{side}")
+            if ranks is not None:
+                result |= self._kohya_fields(kind, v, bool(prediction) or "modelspec.prediction_type" in old)
         if ranks is not None:
             result |= self._lora_fields(result, ranks)
         return result
+
+    def _kohya_fields(self, kind: Kind, v: bool, known: bool) -> dict[str, str]:
+        """AUTOMATIC1111 and Forge show a LoRA by ss_base_model_version and ss_v2; without them every one is SD1's."""
+        fields = {
+            "ss_base_model_version": BASE_VERSIONS[kind] + ("_v" if v and kind != "sdxl" else ""),
+            "ss_v2": str(kind == "sd2"),
+        }
+        if known:
+            fields["ss_v_parameterization"] = str(v)
+        if self.base_name:
+            fields["ss_sd_model_name"] = self.base_name
+        return fields
 
     def _description(self) -> str:
         pairs = [f"{c} -> {a}" if a else c for c, a in zip(self.concepts, self.anchors, strict=False)]
@@ -118,15 +153,49 @@ class ErasureMetadata:
             result["modelspec.architecture"] = so_far["modelspec.architecture"].split("/")[0] + "/lora"
         return result
 
+    def same_outcome(self, other: ErasureMetadata) -> bool:
+        """Whether two files hold parts or forms of one erasure of one model: all is equal but when and by which version."""
+        mine, theirs = (json.loads(json.dumps(asdict(m))) for m in (self, other))
+        return all(mine[k] == theirs[k] for k in mine if k not in ("created", "version", "method", "base_name"))
+
     @classmethod
     def from_safetensors(cls, metadata: Mapping[str, str]) -> ErasureMetadata | None:
         """What ``to_safetensors`` wrote, or None where there is nothing of ours. Raises ErasureError if it is damaged."""
         if PREFIX + "method" not in metadata:
             return None
         try:
-            return cls(**{f.name: json.loads(metadata[PREFIX + f.name]) for f in fields(cls)})
-        except (KeyError, ValueError, TypeError) as error:
+            values = {f.name: json.loads(metadata[PREFIX + f.name]) for f in fields(cls)}
+            for name, value in values.items():
+                if not _fits(name, value):
+                    raise TypeError(f"{name} is {str(value)[:40]!r}")
+            return cls(**values)
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ErasureError(f"the file's {PREFIX}* metadata are damaged ({error}): write the file again.") from error
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a field of ErasureMetadata can have a JSON value."""
+    if name == "config":
+        return isinstance(value, dict)
+    if name in ("concepts", "anchors", "preserved", "kinds"):
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return isinstance(value, str)
+
+
+def _says_v(metadata: Mapping[str, str]) -> bool:
+    said = metadata.get("modelspec.prediction_type", "").casefold()
+    return said in ("v", "v_prediction") or (not said and metadata.get("modelspec.architecture", "").startswith(MODELSPEC_768_V))
+
+
+def _architecture(kind: Kind, v: bool, prediction: str | None, inherited: str) -> str:
+    """ModelSpec's id: the model's own, if it is one of this kind and prediction, or of none that is known."""
+    own = inherited.split("/")[0]
+    usual = MODELSPEC_768_V if kind == "sd2" and v else MODELSPEC[kind]
+    family = next((k for stem, k in _FAMILIES.items() if own.startswith(stem)), None)
+    wrong = family is not None and family != kind
+    if kind == "sd2" and family == "sd2" and prediction is not None:
+        wrong = own.endswith("-v") != v
+    return own if own and not wrong else usual
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -149,7 +218,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
         **_kind(path, files[0]),
         "tensors": len(entries),
         "dtypes": dict(Counter(entry.dtype for entry in entries)),
-        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size,
+        "bytes": sum(p.stat().st_size for p in walk(path, strict=False)) if path.is_dir() else path.stat().st_size,
         "erasure": None if erasure is None else asdict(erasure),
         "metadata": {k: v for k, v in files[0].metadata.items() if not k.startswith(PREFIX)},
     }

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import math
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ErasureError
-from .atomic import atomic_file, require_space
+from .atomic import Batch, atomic_file, require_space
 from .header import Entry, encode_header, parse_header
+from .written import require_written
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # fmt: skip
@@ -199,6 +201,7 @@ def rewrite(
     metadata: Mapping[str, str],
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
 ) -> None:
     """``source`` with some tensors changed, as a new file.
 
@@ -211,16 +214,19 @@ def rewrite(
         metadata: added to the source's; these win. Hashes of the old tensors are left out.
         overwrite: replace ``target`` if it exists.
         progress: called with bytes done and bytes in total.
+        batch: what it is to appear with, in place of ``overwrite``.
 
     Raises:
-        ErasureError: unusable source or target, an unknown name, no disk space, NaN or infinity (see ``transformed``).
+        ErasureError: unusable source or target, an unknown name, no disk space, NaN or infinity (see ``transformed``), or a
+            disk that does not hold what was written.
     """
     content = SafetensorsFile.open(source)
     for name in replace:
         if name not in content.entries:
             raise ErasureError(f"{content.path.name} has no tensor {name}: the edit was made for another model.")
     kept = {k: v for k, v in content.metadata.items() if not (replace and k in _STALE)}
-    header = encode_header(content.entries, kept | dict(metadata))
+    texts = kept | dict(metadata)
+    header = encode_header(content.entries, texts)
     size = max((entry.end for entry in content.entries.values()), default=0)
     total, done = len(header) + size, 0
 
@@ -231,7 +237,8 @@ def rewrite(
             progress(done, total)
 
     changed = sorted((content.entries[name].begin, content.entries[name].end, name) for name in replace)
-    with atomic_file(target, overwrite) as out:
+    sums: dict[str, int] = {}
+    with atomic_file(target, overwrite, batch) as out:
         require_space(Path(target).parent, total)
         with content.path.open("rb", buffering=0) as file:
             out.write(header)
@@ -240,14 +247,28 @@ def rewrite(
             for begin, end, name in changed:
                 copy_bytes(file, out, content.data_start + at, begin - at, tick)
                 value = transformed(content._read_from(file, name), replace[name], f"{name} in {content.path.name}")
-                out.write(tensor_bytes(value))
+                data = tensor_bytes(value)
+                sums[name] = zlib.crc32(data)
+                out.write(data)
                 at = end
                 tick(end - begin)
             copy_bytes(file, out, content.data_start + at, size - at, tick)
+        require_written(out, Path(target), content.entries, sums)
 
 
-def write_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = False) -> None:
-    """A safetensors file of ``tensors``; the same input gives the same bytes. Raises ErasureError as ``atomic_file`` does."""
+def write_tensors(
+    target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = False, batch: Batch | None = None,
+    hashed: bool = False,
+) -> None:  # fmt: skip
+    """A safetensors file of ``tensors``; the same input gives the same bytes.
+
+    Args:
+        batch: what it is to appear with, in place of ``overwrite``.
+        hashed: add the hash of all tensors' bytes to the metadata, as ModelSpec and kohya's trainers name it.
+
+    Raises:
+        ErasureError: as ``rewrite``.
+    """
     # large items first keeps every tensor aligned to its item size, as the safetensors library does
     names = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
     entries, at = {}, 0
@@ -256,9 +277,16 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping
         end = at + value.numel() * value.element_size()
         entries[name] = Entry(_NAMES[value.dtype], tuple(value.shape), at, end)
         at = end
+    if hashed:
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(tensor_bytes(tensors[name]))
+        found = digest.hexdigest()
+        metadata = {**metadata, "modelspec.hash_sha256": f"0x{found}", "sshs_model_hash": found}
     header = encode_header(entries, metadata)
-    with atomic_file(target, overwrite) as out:
+    with atomic_file(target, overwrite, batch) as out:
         require_space(Path(target).parent, len(header) + at)
         out.write(header)
         for name in names:
             out.write(tensor_bytes(tensors[name]))
+        require_written(out, Path(target), entries)

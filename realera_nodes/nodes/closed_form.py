@@ -98,4 +98,6 @@ class ClosedForm(io.ComfyNode):
             record = record_of(erasure)
             edited = with_deltas(model, deltas, record)
             text = damage(backend, erasure, deltas, lora)
-        return io.NodeOutput(edited, ErasureLora(lora.factors, record, backend.kind), text, ui={"text": (text,)})
+        return io.NodeOutput(
+            edited, ErasureLora(lora.factors, record, backend.kind, backend.prediction), text, ui={"text": (text,)}
+        )

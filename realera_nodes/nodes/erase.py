@@ -113,5 +113,5 @@ class EraseConcept(io.ComfyNode):
         losses = erasure.state.losses if erasure.state else []
         words = [f"{c.phrase} went with: {', '.join(w.word for w in erasure.mined.near_of(c.phrase)) or '-'}" for c in together]
         text = "\n".join([text, *words, *([training(losses)] if losses else [])])
-        lora = ErasureLora(factors, record, backend.kind)
+        lora = ErasureLora(factors, record, backend.kind, backend.prediction)
         return io.NodeOutput(erased, lora, {"loss": losses}, text, ui={"text": (text,), "realera_loss": losses})

@@ -125,7 +125,9 @@ class EraseMany(io.ComfyNode):
             erased, small, text = applied(model, backend, erasure, weights, record)
         found = len(together) - len(erasure.trained) if fusion != "none" else 0
         text = f"{len(together)} concepts by {method}, {found} of their LoRAs found finished\n{text}"
-        return io.NodeOutput(erased, ErasureLora(small.factors, record, backend.kind), text, ui={"text": (text,)})
+        return io.NodeOutput(
+            erased, ErasureLora(small.factors, record, backend.kind, backend.prediction), text, ui={"text": (text,)}
+        )
 
 
 def _config(kind, preset, method, fusion, paper_settings, seed, given) -> MassConfig:

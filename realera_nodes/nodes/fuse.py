@@ -115,5 +115,5 @@ class FuseLoras(io.ComfyNode):
             record = record_of(erasure, FUSED, config)
             fused, small, text = applied(base, backend, erasure, weights, record)
         text = f"{len(together)} LoRAs fused by {fusion}\n{text}"
-        lora = ErasureLora(small.factors, replace(record, method="mace"), backend.kind)
+        lora = ErasureLora(small.factors, replace(record, method="mace"), backend.kind, backend.prediction)
         return io.NodeOutput(fused, lora, text, ui={"text": (text,)})

@@ -58,4 +58,6 @@ class Refinement(io.ComfyNode):
             erasure = refine(backend, concepts, preserved(retained), config, prior, progress)
             record = record_of(erasure, REFINED, own)
             refined, small, text = applied(model, backend, erasure, weights, replace(record, transform=erasure.transform))
-        return io.NodeOutput(refined, ErasureLora(small.factors, record, backend.kind), text, ui={"text": (text,)})
+        return io.NodeOutput(
+            refined, ErasureLora(small.factors, record, backend.kind, backend.prediction), text, ui={"text": (text,)}
+        )

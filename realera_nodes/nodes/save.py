@@ -41,7 +41,8 @@ class SaveLora(io.ComfyNode):
             raise ErasureError("this LoRA was not made by an erasure node: save it with ComfyUI's own Save LoRA node.")
         path, result = output_path(filename_prefix)
         ranks = {name: down.shape[0] for name, (down, _) in lora.factors.items()}
-        write_factors(path, lora.factors, file_metadata([lora.record], lora.kind, cls.hidden, ranks), precision)
+        text = file_metadata([lora.record], lora.kind, cls.hidden, ranks, lora.prediction)
+        write_factors(path, lora.factors, text, precision)
         return io.NodeOutput(ui={"lora": [result], "text": (f"{result['subfolder']}/{result['filename']}",)})
 
 
@@ -68,6 +69,7 @@ class SaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, filename_prefix) -> io.NodeOutput:
+        from ..backends.comfy import prediction_of
         from ..backends.comfy_edits import kind_of, records_of, save_checkpoint
         from ..backends.comfy_output import file_metadata, guarded, output_path, whole_file
 
@@ -77,5 +79,6 @@ class SaveCheckpoint(io.ComfyNode):
         path, result = output_path(filename_prefix)
         size = sum(part.patcher.model_size() for part in (clip, vae)) + model.model_size()
         with guarded(), whole_file(path, size) as partial:
-            save_checkpoint(partial, model, clip, vae, file_metadata(records, kind_of(model), cls.hidden))
+            text = file_metadata(records, kind_of(model), cls.hidden, prediction=prediction_of(model))
+            save_checkpoint(partial, model, clip, vae, text)
         return io.NodeOutput(ui={"checkpoint": [result], "text": (f"{result['subfolder']}/{result['filename']}",)})

@@ -71,7 +71,7 @@ class TrainSuppression(io.ComfyNode):
             progress = NodeProgress(cls.hidden.unique_id)
             show = previews(backend, one.prompts[0].format(one.phrase), progress, preview_every, own.steps)
             erasure = suppress(backend, one, MassConfig("mace", suppression=own), deltas, progress, show)
-            lora = ErasureLora(erasure.factors, record_of(erasure, SUPPRESSED, own), backend.kind)
+            lora = ErasureLora(erasure.factors, record_of(erasure, SUPPRESSED, own), backend.kind, backend.prediction)
             trained = with_lora(model, lora)
         losses = erasure.losses[one.phrase]
         shown = {"text": (f"{one.phrase}: {training(losses)}",), "realera_loss": losses}

@@ -93,7 +93,7 @@ class TrainLora(io.ComfyNode):
             prompt = together[0].prompts[0].format(together[0].phrase)
             show = previews(backend, prompt, progress, preview_every, config.alignment.steps)
             erasure = train(backend, together, neighbors.mined if neighbors else Mined(), config, deltas, progress, show)
-            lora = ErasureLora(erasure.factors, record_of(erasure), backend.kind)
+            lora = ErasureLora(erasure.factors, record_of(erasure), backend.kind, backend.prediction)
             trained = with_lora(model, lora)
         losses = erasure.state.losses if erasure.state else []
         return io.NodeOutput(trained, lora, {"loss": losses}, ui={"text": (training(losses),), "realera_loss": losses})

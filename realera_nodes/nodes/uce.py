@@ -73,4 +73,6 @@ class UceEdit(io.ComfyNode):
             record = record_of(erasure)
             edited, lora, text = applied(model, backend, erasure, weights, record)
         text = "\n".join([text, *erasure.notes])
-        return io.NodeOutput(edited, ErasureLora(lora.factors, record, backend.kind), text, ui={"text": (text,)})
+        return io.NodeOutput(
+            edited, ErasureLora(lora.factors, record, backend.kind, backend.prediction), text, ui={"text": (text,)}
+        )

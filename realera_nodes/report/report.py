@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.metrics import drift, h_o, residue
 from ..core.spans import make_pair
-from ..formats.atomic import atomic_file
+from ..formats.atomic import Batch, atomic_file
 from .grid import before_after
 from .probes import GROUPS, Probe
 
@@ -117,9 +117,10 @@ def _layers(backend: Any, deltas: Mapping[str, Tensor]) -> Iterator[tuple[Tensor
 
 
 def write_report(
-    out: Path, title: str, probes: Sequence[Probe], before: Outcome, after: Outcome, facts: dict[str, Any], overwrite: bool
+    out: Path, title: str, probes: Sequence[Probe], before: Outcome, after: Outcome, facts: dict[str, Any], overwrite: bool,
+    batch: Batch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes grid.png, report.json and report.md under ``out``; returns the report's table."""
+    """Writes grid.png, report.json and report.md under ``out``, with a ``batch`` or on their own; returns the report's table."""
     table: dict[str, Any] = {
         "before": accuracies(probes, before) if before.seen else {},
         "after": accuracies(probes, after) if after.seen else {},
@@ -140,9 +141,9 @@ def write_report(
     for name, data in (
         ("grid.png", buffer.getvalue()),
         ("report.json", json.dumps(table, indent=1).encode()),
-        ("report.md", markdown(title, table).encode()),
+        ("report.md", markdown(title, table).encode("utf-8", "replace")),
     ):
-        with atomic_file(out / name, overwrite=overwrite) as f:
+        with atomic_file(out / name, overwrite, batch) as f:
             f.write(data)
     return table
 

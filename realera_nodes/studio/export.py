@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import os
 import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +20,9 @@ from .request import Request
 from .runs import Run
 from .safety import Places, file_of
 
+#: what comes after the last dot of the files that a run writes
+ENDINGS = (".safetensors", ".toml", ".png", ".md", ".json")
+ROLES = ("-lora.safetensors", "-edit-lora.safetensors")
 #: name's end -> what it is
 MEANINGS = (
     ("-edit-lora.safetensors", "closed-form edit as a LoRA"),
@@ -94,16 +99,17 @@ def copy_to(run: Run, name: str, place: str, places: Places) -> Path:
     """Copies a file of a run into one of the export folders, whole or not at all; returns where it is now.
 
     Raises:
-        ErasureError: no such run's file or folder, or a file of that name is there.
+        ErasureError: no such run's file or folder, or it was copied before.
     """
     if place not in places.exports:
         known = ", ".join(places.exports) or "none: start the studio with --export NAME=FOLDER"
         raise ErasureError(f'there is no folder "{place[:80]}" to copy to: choose one of {known}.')
     source = file_of(run.files, name)
-    words = "-".join(run.request.concepts[:3]).casefold()
-    tag = "".join(c if c.isalnum() else "-" for c in words)[:40].strip("-")
-    stem, dot, suffix = source.name.partition(".")
-    target = places.exports[place] / (f"{stem}-{tag}{dot}{suffix}" if tag else source.name)
+    target = places.exports[place] / tagged(source, _tag(run, place, places))
+    if os.path.lexists(target):
+        if source.is_dir() or (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            raise ErasureError(f"{target} already exists: it is this very file, copied before.")
+        raise ErasureError(f"{target} already exists and is not of this run: rename it or move it away, then copy again.")
     if source.is_dir():
         with atomic_folder(target) as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -111,3 +117,40 @@ def copy_to(run: Run, name: str, place: str, places: Places) -> Path:
     with atomic_file(target) as f, source.open("rb") as old:
         shutil.copyfileobj(old, f, 1 << 20)
     return target
+
+
+def tagged(source: Path, tag: str) -> str:
+    """The name of a copy: with the tag before its ending. Models' names have dots of their own."""
+    ending = source.suffix if source.suffix in ENDINGS and not source.is_dir() else ""
+    stem = source.name.removesuffix(ending)
+    return f"{stem}-{tag}{ending}" if tag else source.name
+
+
+def _tag(run: Run, place: str, places: Places) -> str:
+    """What all copies of a run into a folder have in their names: its concepts, and a number where another run has them.
+
+    It is chosen for all of the run's files at once and kept, so that what belongs together is called alike, and never
+    like a half of another run.
+    """
+    known = run.read("copied") or {}
+    if place in known:
+        return str(known[place])
+    words = "-".join(run.request.concepts[:3]).casefold()
+    plain = "".join(c if c.isalnum() else "-" for c in words)[:40].strip("-")
+    number = 1
+    while _taken(run, tag := "-".join(w for w in (plain, str(number) if number > 1 else "") if w), places.exports[place]):
+        number += 1
+    run.write("copied", known | {place: tag})
+    return tag
+
+
+def _taken(run: Run, tag: str, folder: Path) -> bool:
+    """Whether a file of another run has a name that one of this run's, or its other half, would have."""
+    names = set()
+    for path in run.files.iterdir():
+        names.add(tagged(path, tag))
+        stem = path.name.removesuffix(".safetensors").removesuffix("-lora").removesuffix("-edit")
+        if path.suffix == ".safetensors" or path.is_dir():
+            names |= {tagged(path.with_name(stem + end), tag) for end in ("", ".safetensors", *ROLES)}
+    there = {p.name.casefold() for p in folder.iterdir()} if folder.is_dir() else set()
+    return any(name.casefold() in there for name in names)

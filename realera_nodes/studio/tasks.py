@@ -23,7 +23,7 @@ from ..report.grid import to_image
 from ..report.probes import GROUPS, Probe, strongest_words
 from ..report.report import Outcome
 from .desk import Desk
-from .export import write_config
+from .export import config_text
 from .request import job
 from .runs import Run
 from .safety import Places
@@ -117,8 +117,10 @@ class Tasks:
         total = training.steps
         live = Live(run, self.desk, made, total, report)
         run.write("losses", {"losses": [], "steps": total})
-        watch = engine.Watch(backend, live, lambda probes, before, after: _keep_pictures(run, probes, before, after))
-        write_config(run.files / "erase.toml", run.request, made)
+        settings = config_text(run.request, made).encode("utf-8", "replace")
+        watch = engine.Watch(
+            backend, live, lambda probes, before, after: _keep_pictures(run, probes, before, after), {"erase.toml": settings}
+        )
         engine.run(made, report, watch)
 
 
