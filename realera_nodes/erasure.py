@@ -197,11 +197,15 @@ def trajectories(
         progress("anchor trajectories", i, len(concepts))
         first = concept.prompts[0].format(concept.anchor)
         if first not in made:
-            settings = first, config.trajectories, config.trajectory_steps, config.guidance, config.seed
-            made[first] = Trajectories(**(answers or Answers()).once([*settings], lambda: vars(backend.trajectories(*settings))))
+            made[first] = _drawn(backend, first, config, answers or Answers())
         runs.update({pair.anchor_prompt: made[first] for pair in group})
     progress("anchor trajectories", len(concepts), len(concepts))
     return runs
+
+
+def _drawn(backend: Any, prompt: str, config: AlignmentConfig, answers: Answers) -> Trajectories:
+    settings = prompt, config.trajectories, config.trajectory_steps, config.guidance, config.seed
+    return Trajectories(**answers.once([*settings], lambda: vars(backend.trajectories(*settings))))
 
 
 def mine(

@@ -18,7 +18,8 @@ EXTENSION = Path(__file__).resolve().parents[1]
 MODELS = Path(paths.models_path)
 #: everybody who reaches the WebUI reaches the studio, no more and no less
 OPEN_TO_ALL = ("Others can reach this WebUI, and it asks for no name and password: so they can open the studio as well. Set "
-               "<code>--gradio-auth NAME:PASSWORD</code>, or a name and password for the studio alone in Settings, RealEra.")  # fmt: skip
+               "<code>--gradio-auth NAME:PASSWORD</code>, or a name and password for the studio alone in Settings, "
+               "RealEra.")  # fmt: skip
 
 
 def option(name: str):
@@ -67,7 +68,9 @@ def on_app_started(demo, app) -> None:
     if demo is None:
         return
     others = any(option(name) for name in ("listen", "share", "ngrok", "server_name"))
-    warning = OPEN_TO_ALL if others and getattr(app, "auth", None) is None and not getattr(shared.opts, "realera_login", "") else ""
+    warning = (
+        OPEN_TO_ALL if others and getattr(app, "auth", None) is None and not getattr(shared.opts, "realera_login", "") else ""
+    )
     add_doorway(app, opening, warning, lambda: bool(getattr(getattr(demo, "server", None), "should_exit", False)))
 
 

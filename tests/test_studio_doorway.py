@@ -198,12 +198,11 @@ def test_a_browser_that_leaves_ends_the_studios_stream(host: tuple[httpx.Client,
 def test_a_webui_that_ends_does_not_wait_for_streams(inner: tuple[str, FastAPI]) -> None:
     """uvicorn waits for what is open: "Reload UI" would hang as long as the studio's page is open anywhere."""
     made = Host(inner[0]).add()
-    with serving(made.app) as (url, server), httpx.Client(timeout=PATIENCE) as client:
-        with client.stream("GET", f"{url}{PATH}/app/events") as reply:
-            pieces = reply.iter_bytes()
-            next(pieces)
-            server.should_exit = made.ends = True
-            assert list(pieces) == []
+    with serving(made.app) as (url, server), httpx.stream("GET", f"{url}{PATH}/app/events", timeout=PATIENCE) as reply:
+        pieces = reply.iter_bytes()
+        next(pieces)
+        server.should_exit = made.ends = True
+        assert list(pieces) == []
 
 
 def test_uploads_are_passed_on_as_they_arrive(host: tuple[httpx.Client, Host]) -> None:

@@ -1,4 +1,4 @@
-"""The studio's own environment in a WebUI's extension folder: real pip and venv, a folder of tiny wheels in place of a network."""
+"""The studio's own environment in a WebUI's extension folder: real pip and venv, tiny wheels in place of a network."""
 
 from __future__ import annotations
 
@@ -125,7 +125,12 @@ def test_a_webuis_start_installs_nothing(tmp_path: Path) -> None:
 def copied(folder: Path) -> Path:
     """An extension with what its installer needs."""
     extension = folder / "extensions" / "realera"
-    for name in ("install.py", "realera_nodes/__init__.py", "realera_nodes/studio/__init__.py", "realera_nodes/studio/environment.py"):
+    for name in (
+        "install.py",
+        "realera_nodes/__init__.py",
+        "realera_nodes/studio/__init__.py",
+        "realera_nodes/studio/environment.py",
+    ):
         (extension / name).parent.mkdir(parents=True, exist_ok=True)
         (extension / name).write_bytes((ROOT / name).read_bytes())
     return extension
@@ -150,7 +155,9 @@ def test_old_torch_caps_what_no_longer_runs_on_it(torch: str, old: bool) -> None
 
 
 #: of gradio: the version of huggingface-hub that it asks for, as its metadata has it; those before 6.18 take 0.x
-GRADIOS = [(f"6.{minor}.0", "huggingface-hub<3.0,>=1.2" if minor > 17 else "huggingface-hub<2.0,>=0.33.5") for minor in range(6, 32)]
+GRADIOS = [
+    (f"6.{minor}.0", "huggingface-hub<3.0,>=1.2" if minor > 17 else "huggingface-hub<2.0,>=0.33.5") for minor in range(6, 32)
+]
 
 
 def published(index: Path) -> None:
@@ -161,14 +168,18 @@ def published(index: Path) -> None:
         wheel(index, "numpy", version)
     for version, needs in GRADIOS:
         wheel(index, "gradio", version, [needs, "pandas>=1,<4", "numpy>=1,<3"])
-    for version, needs in (("4.49.0", "huggingface-hub>=0.26,<1.0"), ("4.57.1", "huggingface-hub>=0.34,<1.0"), ("5.20.0", "huggingface-hub>=1.3")):
+    for version, needs in (
+        ("4.49.0", "huggingface-hub>=0.26,<1.0"),
+        ("4.57.1", "huggingface-hub>=0.34,<1.0"),
+        ("5.20.0", "huggingface-hub>=1.3"),
+    ):
         wheel(index, "transformers", version, [needs, "numpy>=1.17"])
     for version, needs in (("0.32.2", "huggingface-hub>=0.23.2"), ("0.41.0", "huggingface-hub>=0.34")):
         wheel(index, "diffusers", version, [needs])
     for version, needs in (("2.3.3", "numpy>=1.22"), ("3.0.6", "numpy>=1.26"), ("3.1.1", "numpy>=2.1")):
         wheel(index, "pandas", version, [needs])
-    for name, version in (("safetensors", "0.8.0"), ("pillow", "12.0"), ("platformdirs", "4.9"), ("typer", "0.29"), ("rich", "15.0"),
-                          ("matplotlib", "3.10"), ("tomli", "2.5"), ("plotly", "7.0")):  # fmt: skip
+    for name, version in (("safetensors", "0.8.0"), ("pillow", "12.0"), ("platformdirs", "4.9"), ("typer", "0.29"),
+                          ("rich", "15.0"), ("matplotlib", "3.10"), ("tomli", "2.5"), ("plotly", "7.0")):  # fmt: skip
         wheel(index, name, version)
 
 
@@ -176,12 +187,12 @@ def asked(made: Environment, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The first command that the environment's pip would be run with, by this Python's pip and without doing anything."""
     commands: list[list[str]] = []
     monkeypatch.setattr(environment.venv, "create", lambda folder, **k: folder.mkdir(parents=True))
+
+    def first(command: list[str]) -> None:
+        commands.append(command)
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-
-        def first(command: list[str]) -> None:
-            commands.append(command)
-            raise KeyboardInterrupt
-
         made.make(first)
     first_command = commands[0]
     assert first_command[1:4] == ["-m", "pip", "install"]
@@ -337,7 +348,8 @@ def test_what_pip_says_is_seen_as_it_says_it_and_ends_with_the_host(index: Path,
     (source / "pyproject.toml").write_text('[build-system]\nrequires = []\nbuild-backend = "slow"\nbackend-path = ["."]\n')
     (source / "slow.py").write_text(
         "import os, time\nfrom pathlib import Path\n"
-        f"def get_requires_for_build_wheel(s=None): Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(600)\n"
+        f"def get_requires_for_build_wheel(s=None):\n    Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
     )
     made = Environment(tmp_path / environment.FOLDER, (str(source),))
     found = opening(tmp_path, made, template)
@@ -359,8 +371,10 @@ def test_what_pip_says_is_seen_as_it_says_it_and_ends_with_the_host(index: Path,
     [
         ([], ""),
         (["Collecting numpy>=1.25"], "package 1, looking for numpy"),
-        (["Collecting numpy>=1.25", "  Downloading numpy-2.2.6-cp310-cp310-manylinux_2_17_x86_64.whl (16.8 MB)"], "package 1, downloading numpy, 16.8 MB"),
-        (["Collecting a", "Collecting typing_extensions<5 (from a)", "  Using cached typing_extensions-4.9-py3-none-any.whl (44 kB)"], "package 2, typing_extensions, downloaded before"),
+        (["Collecting numpy>=1.25", "  Downloading numpy-2.2.6-cp310-cp310-manylinux_2_17_x86_64.whl (16.8 MB)"],
+         "package 1, downloading numpy, 16.8 MB"),
+        (["Collecting a", "Collecting typing_extensions<5 (from a)", "  Using cached typing_extensions-4.9-py3-none-any.whl"],
+         "package 2, typing_extensions, downloaded before"),
         (["Collecting a", "Installing collected packages: a, b, c"], "unpacking 3 packages"),
         (["Installing collected packages: a, b, c", "Successfully installed a-1"], "almost done"),
     ],

@@ -104,22 +104,23 @@ def main() -> None:
         tab = load_scripts()
         if python:  # a studio that needs no installation
             tab.opening.environment, tab.opening.sidecar.python = None, Path(python)
+        tab.opening.sidecar.options = os.environ.get("STAND_IN_OPTIONS", "").split()
         for callback in kept["ui_settings"]:
             callback()
         found = [t for callback in kept["ui_tabs"] for t in callback()]
         js = "() => { document.body.classList.add('dark') }" if given.theme == "dark" else None
         options = {"js": js} if js and int(gr.__version__.split(".")[0]) == 4 else {}
-        with gr.Blocks(title="Stable Diffusion", analytics_enabled=False, **options) as demo:
-            with gr.Tabs(elem_id="tabs"):
-                with gr.Tab("txt2img", id="txt2img"):
-                    gr.Textbox(label="Prompt", lines=3, value="a photo of an airplane")
-                    gr.Button("Generate", variant="primary")
-                for blocks, title, name in found:
-                    with gr.Tab(title, id=name, elem_id=f"tab_{name}"):
-                        blocks.render()
+        with gr.Blocks(title="Stable Diffusion", analytics_enabled=False, **options) as demo, gr.Tabs(elem_id="tabs"):
+            with gr.Tab("txt2img", id="txt2img"):
+                gr.Textbox(label="Prompt", lines=3, value="a photo of an airplane")
+                gr.Button("Generate", variant="primary")
+            for blocks, title, name in found:
+                with gr.Tab(title, id=name, elem_id=f"tab_{name}"):
+                    blocks.render()
         demo.queue(64)
-        app, url, _ = demo.launch(
-            server_name="0.0.0.0" if given.listen else given.server_name, server_port=given.port, prevent_thread_lock=True, quiet=True,
+        app, *_ = demo.launch(
+            server_name="0.0.0.0" if given.listen else given.server_name, server_port=given.port,
+            prevent_thread_lock=True, quiet=True,
             auth=[tuple(given.gradio_auth.split(":"))] if given.gradio_auth else None,
             root_path=f"/{given.subpath}" if given.subpath else "",
         )  # fmt: skip

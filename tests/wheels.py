@@ -1,4 +1,4 @@
-"""Tiny wheels for a folder that pip finds packages in, without a network: names, versions, what they ask for, and nothing else."""
+"""Tiny wheels for a folder that pip finds packages in, without a network: names, versions and what they ask for."""
 
 from __future__ import annotations
 

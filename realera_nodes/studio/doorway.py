@@ -62,7 +62,9 @@ def add_doorway(app: FastAPI, opening: Opening, warning: str = "", ends: Callabl
         if not client:  # here, as it belongs to the loop that this runs in
             client.append(httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None), trust_env=False))
         body = request.stream() if request.headers.get("content-length", "0") != "0" or _chunked(request) else None
-        asked = client[0].build_request(request.method, _target(request, opening.sidecar.url), headers=_headers(request), content=body)
+        asked = client[0].build_request(
+            request.method, _target(request, opening.sidecar.url), headers=_headers(request), content=body
+        )
         try:
             answer = await client[0].send(asked, stream=True)
         except httpx.TransportError as error:

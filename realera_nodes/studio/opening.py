@@ -152,7 +152,9 @@ class Opening:
             self._installing = None
         if code or not self.installed:
             lines = self._install_lines()
-            last = lines[-1].partition(": ")[2] if lines and "could not be installed:" in lines[-1] else f"it ended with code {code}"
+            last = (
+                lines[-1].partition(": ")[2] if lines and "could not be installed:" in lines[-1] else f"it ended with code {code}"
+            )
             raise InstallError(
                 f"The studio's packages could not be installed ({last.rstrip('.')}): check the connection and the disk, "
                 "then try again."
