@@ -333,6 +333,20 @@ def test_a_studio_that_no_tab_wants_ends(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def test_a_host_that_answers_otherwise_is_told_and_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def prepare() -> None:
+        raise AttributeError("this WebUI has no such function")
+
+    opening = Opening(Sidecar(ROOT, tmp_path / "out", [], {}, Path(sys.executable)), prepare=prepare)
+    opening.begin()
+    end = time.monotonic() + PATIENCE
+    while (state := opening.state())["phase"] != "failed":
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert "no such function" in state["error"]
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_the_last_words_of_a_studio_that_ended(tmp_path: Path) -> None:
     sidecar = Sidecar(ROOT, tmp_path / "out", [], {}, Path(sys.executable))
     sidecar.login = "nonsense:"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,9 @@ class Opening:
     def close(self) -> None:
         """Ends whatever runs. A run of the studio can be continued, an installation begins again."""
         self.claim()
-        if self._installing is not None and self._installing.stdin:
-            self._installing.stdin.close()
+        installing = self._installing
+        if installing is not None and installing.stdin:
+            installing.stdin.close()  # which is what it waits for
         self.sidecar.close()
 
     def _enter(self, phase: str, error: str = "", failed: str = "") -> None:
@@ -136,6 +138,12 @@ class Opening:
         except (InstallError, SidecarError, OSError) as error:
             with self._lock:
                 self._enter(FAILED, str(error), at)
+        except Exception as error:  # a host's own functions are called as well: nobody may wait for what has died
+            traceback.print_exc()
+            with self._lock:
+                self._enter(
+                    FAILED, f"The studio was not opened ({type(error).__name__}: {error}): the WebUI's console has more.", at
+                )
 
     def _install(self) -> None:
         if not self.allowed:
