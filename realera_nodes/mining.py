@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def mine_words(
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
             prompts = [template.format(words[i]) for i in part]
-            scores.append(kept.once([centred, concept.anchor, *prompts], lambda asked=prompts: judge(asked))["response"])
+            scores.append(kept.once([centred, concept.anchor, *prompts], partial(judge, prompts))["response"])
             done += len(part)
             progress("named neighbors", done, total)
         return torch.cat(scores)
