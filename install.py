@@ -1,29 +1,23 @@
 """Run by the host. By ComfyUI-Manager, after it has installed requirements.txt: checks and advises, changes nothing. By
-AUTOMATIC1111's WebUI and Forge at every start: makes the studio an environment of its own inside this folder, once."""
+AUTOMATIC1111's WebUI and Forge at every start: says where the studio is and changes nothing either, so that they start at
+once. With --studio, as their tab runs it: makes the studio an environment of its own inside this folder."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
-import re
 import subprocess
 import sys
-import sysconfig
-import venv
+import threading
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+from realera_nodes.studio.environment import Environment, InstallError, own_variables  # noqa: E402
+
 NEEDED = {"numpy": "numpy", "safetensors": "safetensors", "PIL": "pillow", "platformdirs": "platformdirs", "torch": "torch"}
-#: of the studio, as pyproject.toml has them under requirements, headless and studio; PyTorch is the WebUI's
-STUDIO = ["numpy>=1.25", "safetensors>=0.4.2", "pillow>=10", "platformdirs>=4", "diffusers>=0.31", "transformers>=4.41",
-    "accelerate>=0.30",
-          "peft>=0.12", "typer>=0.12", "rich>=13", "matplotlib>=3.8", "tomli>=2; python_version < '3.11'",
-          "gradio>=6", "plotly>=6"]  # fmt: skip
-#: the newest that still run on PyTorch before 2.4, which WebUIs have
-FOR_OLD_TORCH = ["transformers<4.50", "diffusers<0.33", "peft<0.15", "accelerate<1.4", "numpy<2"]
-#: these ask for PyTorch, which pip would load anew; what else they ask for is installed with the others
-ASK_FOR_TORCH, THEIR_OTHERS = ("accelerate", "peft"), ["psutil", "pyyaml"]
 
 
 def missing() -> list[str]:
@@ -40,66 +34,58 @@ def webui() -> Path | None:
     return None
 
 
-def studio_requirements(torch: str) -> list[str]:
-    """What pip is asked for beside a PyTorch of this version."""
-    found = re.match(r"(\d+)\.(\d+)", torch)
-    old = found is not None and (int(found[1]), int(found[2])) < (2, 4)
-    return [*STUDIO, *(FOR_OLD_TORCH if old else [])]
+def run_pip(command: list[str], with_parent: bool = False) -> None:
+    """Shows what pip says as it says it; ``with_parent``: ends it when standard input does. InstallError: it failed."""
+    environment = own_variables() | {"PYTHONUNBUFFERED": "1"}
+    stdin = subprocess.DEVNULL if with_parent else None
+    with subprocess.Popen(
+        command, env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
+        if with_parent:
+            threading.Thread(target=lambda: (sys.stdin.read(), pip.kill()), daemon=True).start()
+        assert pip.stdout
+        last = ""
+        for line in pip.stdout:
+            print(line, end="", flush=True)
+            if line.startswith("ERROR:"):
+                last = line.removeprefix("ERROR:").strip()
+    if pip.returncode:
+        raise InstallError(last or f"pip ended with code {pip.returncode}")
 
 
-def make_environment(folder: Path, requirements: list[str], behind: list[str]) -> Path:
-    """A virtual environment with the requirements, which finds what it lacks ``behind`` itself; returns its Python.
-
-    Raises:
-        subprocess.CalledProcessError: pip could not install them; the next start tries again.
-    """
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp, wanted = folder / "requirements.txt", "\n".join([*requirements, *behind])
-    if python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
-        return python
-    venv.create(folder, clear=True, with_pip=True)
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    pip = [str(python), "-m", "pip", "install", "--prefer-binary", "--disable-pip-version-check"]
-    late = [r for r in requirements if r.startswith(ASK_FOR_TORCH)]
-    # without a look at the WebUI's packages, whose old pins pip would try to keep
-    subprocess.run([*pip, *(r for r in requirements if r not in late), *THEIR_OTHERS], check=True, env=environment)
-    if late:
-        subprocess.run([*pip, "--no-deps", *late], check=True, env=environment)
-    paths = sysconfig.get_paths(
-        vars={"base": str(folder), "platbase": str(folder)}, scheme="nt" if os.name == "nt" else "posix_prefix"
-    )
-    # a .pth file's folders come after the environment's own
-    (Path(paths["purelib"]) / "webui.pth").write_text("\n".join(behind), encoding="utf-8")
-    stamp.write_text(wanted, encoding="utf-8")
-    return python
-
-
-def install_studio() -> int:
-    """For a WebUI: the environment that scripts/realera_tab.py starts the studio in."""
-    if "--skip-install" in os.environ.get("COMMANDLINE_ARGS", "").split():
-        return 0
+def install_studio(with_parent: bool = False) -> int:
+    """Makes the studio's environment, showing what happens. The last line says how it ended."""
     try:
-        torch = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        print("RealEra studio: PyTorch is not installed yet; start the WebUI again when it is.")
+        made = Environment.of_host(HERE)
+        if not made.finished:
+            print("RealEra studio: making an environment of its own.", flush=True)
+        made.make(lambda command: run_pip(command, with_parent))
+    except (InstallError, OSError) as error:
+        print(f"RealEra studio could not be installed: {error}")
         return 1
-    behind = [p for p in dict.fromkeys(sysconfig.get_paths()[k] for k in ("purelib", "platlib")) if Path(p).is_dir()]
-    print("RealEra studio: preparing its environment (a few minutes, once).", flush=True)
-    try:
-        make_environment(HERE / ".studio", studio_requirements(torch), behind)
-    except (subprocess.CalledProcessError, OSError) as error:
-        print(f"RealEra studio could not be installed ({error}): check the connection and the disk, then restart the WebUI.")
-        return 1
-    print("RealEra studio: ready.")
+    print("RealEra studio: its packages are installed.")
     return 0
 
 
-def main() -> int:
+def for_webui() -> int:
+    """At the WebUI's start: a line until the studio is installed, then silence."""
+    try:
+        if not Environment.of_host(HERE).finished:
+            print("RealEra studio: not installed yet. Its tab does that when you first open the studio there.")
+    except InstallError as error:
+        print(f"RealEra studio: {error}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
     if sys.version_info < (3, 10):  # noqa: UP036 - this script runs before anything checks requires-python
         print("RealEra nodes need Python 3.10 or newer.")
         return 1
+    if "--studio" in given:
+        return install_studio("--with-parent" in given)
     if webui() is not None:
-        return install_studio()
+        return for_webui()
     lacking = missing()
     if lacking:
         print(f"RealEra nodes lack {', '.join(lacking)}: install requirements.txt into ComfyUI's own Python.")

@@ -20,6 +20,7 @@ from .core.spans import ErasurePair, make_pair
 from .core.training import TrainState
 from .mining import Mined, Progress, mine_words, prior_gram, silent
 from .outcome import Outcome
+from .resume import Answers
 
 #: words that the noise alignment keeps, at most: their states are held in memory
 KEPT = 256
@@ -163,9 +164,11 @@ def build_grams(
 
 def erase(
     backend: Any, concepts: Sequence[Concept], config: ErasureConfig, progress: Progress = silent,
-    state: TrainState | None = None, on_state: Callable[[TrainState], None] | None = None,
+    state: TrainState | None = None, on_state: Callable[[TrainState], None] | None = None, answers: Answers | None = None,
 ) -> Erasure:  # fmt: skip
     """Erases concepts from a model. The model itself is left as it is; the result says how its weights change.
+
+    ``state`` and ``answers`` are an earlier run's, which was stopped.
 
     Raises:
         ErasureError: contradictory concepts, settings that admit nothing, a damaged model.
@@ -174,8 +177,10 @@ def erase(
     check_together(concepts)
     by_concept = make_pairs(backend, concepts)
     asks = config.neighbors_on and config.neighbors.words > 0
-    runs = trajectories(backend, by_concept, concepts, config.alignment, progress) if asks or config.alignment_on else {}
-    mined = sum(mine(backend, by_concept, concepts, runs, config.neighbors, progress) if asks else [], Mined())
+    draws = asks or config.alignment_on
+    runs = trajectories(backend, by_concept, concepts, config.alignment, progress, answers) if draws else {}
+    found = mine(backend, by_concept, concepts, runs, config.neighbors, progress, answers=answers) if asks else []
+    mined = sum(found, Mined())
     result = Erasure(concepts, config, mined)
     if config.closed_form_on:
         result.transform = edit(backend, by_concept, concepts, mined, config, progress)
@@ -192,8 +197,9 @@ Groups = Sequence[Sequence[ErasurePair]]
 
 
 def trajectories(
-    backend: Any, by_concept: Groups, concepts: Sequence[Concept], config: AlignmentConfig, progress: Progress
-) -> dict[str, Trajectories]:
+    backend: Any, by_concept: Groups, concepts: Sequence[Concept], config: AlignmentConfig, progress: Progress,
+    answers: Answers | None = None,
+) -> dict[str, Trajectories]:  # fmt: skip
     """Anchor trajectories of the original model by anchor prompt: one template a concept stands for all of them."""
     runs: dict[str, Trajectories] = {}
     made: dict[str, Trajectories] = {}
@@ -201,19 +207,24 @@ def trajectories(
         progress("anchor trajectories", i, len(concepts))
         first = concept.prompts[0].format(concept.anchor)
         if first not in made:
-            made[first] = backend.trajectories(first, config.trajectories, config.trajectory_steps, config.guidance, config.seed)
+            made[first] = _drawn(backend, first, config, answers or Answers())
         runs.update({pair.anchor_prompt: made[first] for pair in group})
     progress("anchor trajectories", len(concepts), len(concepts))
     return runs
 
 
+def _drawn(backend: Any, prompt: str, config: AlignmentConfig, answers: Answers) -> Trajectories:
+    settings = prompt, config.trajectories, config.trajectory_steps, config.guidance, config.seed
+    return Trajectories(**answers.once([*settings], lambda: vars(backend.trajectories(*settings))))
+
+
 def mine(
     backend: Any, by_concept: Groups, concepts: Sequence[Concept], runs: Mapping[str, Trajectories], config: NeighborConfig,
-    progress: Progress, extra: Sequence[str] = (),
+    progress: Progress, extra: Sequence[str] = (), answers: Answers | None = None,
 ) -> list[Mined]:  # fmt: skip
     """Words around each concept; added up they are what an edit takes. ``extra`` are the user's own words to judge."""
     return [
-        mine_words(backend, concept, concepts, runs[group[0].anchor_prompt], config, progress, extra)
+        mine_words(backend, concept, concepts, runs[group[0].anchor_prompt], config, progress, extra, answers)
         for concept, group in zip(concepts, by_concept, strict=True)
     ]
 

@@ -29,7 +29,7 @@ from .priors import Prior, read_prior
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
 from .report.report import Outcome as Drawn
 from .report.report import Scorer, draw, embedding_residue, score, value_drift, write_report
-from .resume import state_path
+from .resume import Answers, answers_path, state_path
 from .settings import as_table
 from .shelf import Base, FolderShelf
 
@@ -197,8 +197,8 @@ def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> di
         raise
     loaded = time.perf_counter()
     sha256 = source.checkpoint.sha256()
-    kept = state_path(job, sha256)
-    erasure = _erase(job, backend, source, sha256, progress, watch)
+    kept, answers = state_path(job, sha256), Answers(answers_path(job, sha256))
+    erasure = _erase(job, backend, source, sha256, progress, watch, answers)
     erased = time.perf_counter()
     probes = probes_of(job, strongest_words(job.concepts, erasure.mined))
     deltas = erasure.deltas(backend.projections())
@@ -247,10 +247,13 @@ def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> di
             with batch.file(job.out / name) as f:
                 f.write(data)
     kept.unlink(missing_ok=True)
+    answers.forget()
     return table
 
 
-def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progress, watch: Watch) -> Outcome:
+def _erase(
+    job: Job, backend: Any, source: Source, sha256: str, progress: Progress, watch: Watch, answers: Answers
+) -> Outcome:  # fmt: skip
     """The job's method, from where an earlier run of it stopped."""
     shelf, prior = None, prior_of(job)
     if isinstance(job.config, MassConfig):
@@ -258,7 +261,7 @@ def _erase(job: Job, backend: Any, source: Source, sha256: str, progress: Progre
                                 prior=prior)  # fmt: skip
     task = Task(
         backend, job.concepts, job.config, job.retained, progress, state_path(job, sha256), shelf, prior,
-        partial(watch.on_state, backend),
+        partial(watch.on_state, backend), answers,
     )  # fmt: skip
     return method_of(job.config).run(task)
 

@@ -26,6 +26,7 @@ from .mass_work import Work, fuse, train_concept
 from .mining import Mined, Progress, silent
 from .outcome import Outcome
 from .priors import Prior
+from .resume import Answers
 
 
 class Shelf(Protocol):
@@ -95,16 +96,16 @@ class MassErasure(Outcome):
 def erase_many(
     backend: Any, concepts: Sequence[Concept], config: MassConfig, retained: Sequence[Preserved] = (),
     progress: Progress = silent, shelf: Shelf | None = None, prior: Prior | None = None,
-    on_state: Callable[[Concept, TrainState], None] = lambda concept, state: None,
+    on_state: Callable[[Concept, TrainState], None] = lambda concept, state: None, answers: Answers | None = None,
 ) -> MassErasure:  # fmt: skip
     """Erases all concepts. The model is left as it is; the result says how its weights change.
 
-    ``on_state`` is called after every step of each concept's training.
+    ``on_state`` is called after every step of each concept's training; ``answers`` are a stopped run's.
 
     Raises:
         ErasureError: contradictory lists, settings that admit nothing, a damaged model.
     """
-    work = Work(backend, tuple(concepts), tuple(retained), config, progress, prior)
+    work = Work(backend, tuple(concepts), tuple(retained), config, progress, prior, answers=answers)
     result = MassErasure(work.concepts, config, work.retained, work.mined)
     if config.fusion == "none":
         result.transform = work.refinement

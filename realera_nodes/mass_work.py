@@ -24,6 +24,7 @@ from .erasure import ErasureConfig, align, make_pairs, mine, trajectories
 from .mass_config import MassConfig
 from .mining import Mined, Progress, prior_gram, silent
 from .priors import Prior, domain_gram, kept_prompts
+from .resume import Answers
 
 
 class Work:
@@ -32,6 +33,7 @@ class Work:
     Args:
         prior: general and domain prior in place of the shipped captions; its list is kept beside ``retained``
         start: weights' changes that LoRAs are trained from, in place of this work's own refinement
+        answers: what the model answered an earlier run that was stopped
 
     Raises:
         ErasureError: the lists contradict each other, or the prior is another text encoder's. Nothing is computed before.
@@ -39,13 +41,13 @@ class Work:
 
     def __init__(
         self, backend: Any, concepts: tuple[Concept, ...], retained: tuple[Preserved, ...], config: MassConfig,
-        progress: Progress, prior: Prior | None = None, start: Mapping[str, Tensor] | None = None,
+        progress: Progress, prior: Prior | None = None, start: Mapping[str, Tensor] | None = None, answers: Answers | None = None,
     ):  # fmt: skip
         check_lists(concepts, (*retained, *(prior.retained if prior else ())))
         if prior is not None:
             prior.require(backend)
         self.backend, self.concepts, self.retained, self.config = backend, concepts, retained, config
-        self.progress, self.prior, self._start = progress, prior, start
+        self.progress, self.prior, self._start, self.answers = progress, prior, start, answers or Answers()
 
     @cached_property
     def groups(self) -> list[list[ErasurePair]]:
@@ -57,8 +59,9 @@ class Work:
         """Words around each concept; none in MACE. A word that one concept erases is not kept for another's sake."""
         if self.config.method == "mace" or not self.config.neighbors.words:
             return [Mined() for _ in self.concepts]
-        runs = trajectories(self.backend, self.groups, self.concepts, self.config.alignment, self.progress)
-        found = mine(self.backend, self.groups, self.concepts, runs, self.config.neighbors, self.progress)
+        own, ready = self.config, self.answers
+        runs = trajectories(self.backend, self.groups, self.concepts, own.alignment, self.progress, ready)
+        found = mine(self.backend, self.groups, self.concepts, runs, own.neighbors, self.progress, answers=ready)
         erased = {pair.prompt for m in found for pair, _ in m.near}
         return [replace(m, far=[p for p in m.far if p not in erased]) for m in found]
 
@@ -160,7 +163,7 @@ def train_concept(
     deltas = work.refined_deltas
     if config.method == "realera-mass":
         group, one = work.groups[index], (concept,)
-        runs = trajectories(backend, [group], one, config.alignment, silent)
+        runs = trajectories(backend, [group], one, config.alignment, silent, work.answers)
         settings = ErasureConfig(neighbors=config.neighbors, alignment=config.alignment)
         return align(backend, [group], one, work.mined_of[index], settings, runs, deltas, work.progress, on_state=on_state)
     own = config.suppression

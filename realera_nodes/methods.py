@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .mass_config import MassConfig
 from .mining import Progress
 from .outcome import Outcome
 from .priors import Prior
-from .resume import EVERY, load_state, save_state
+from .resume import EVERY, Answers, load_state, save_state
 from .uce import erase_uce, keeping
 
 Config = ErasureConfig | MassConfig | UceConfig | EsdConfig
@@ -56,7 +56,7 @@ class Task:
 
     Attributes:
         retained: phrases to keep beside the concepts' own
-        kept: file of a training's state, from which a stopped run goes on
+        kept: file of a training's state, from which a stopped run goes on; answers: what the model told it before
         shelf: where a mass erasure's finished concepts wait
         prior: what a mass erasure keeps, in place of the shipped captions
         on_state: sees the state after every training step
@@ -71,6 +71,7 @@ class Task:
     shelf: Shelf | None = None
     prior: Prior | None = None
     on_state: Callable[[TrainState], None] = lambda state: None
+    answers: Answers = field(default_factory=Answers)
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,14 @@ def _remembering(task: Task, every: int) -> Callable[[TrainState], None]:
 
 def _realera(task: Task) -> Outcome:
     concepts = keeping(task.concepts, task.retained)
-    return erase(task.backend, concepts, task.config, task.progress, load_state(task.kept), _remembering(task, EVERY))
+    state, remember = load_state(task.kept), _remembering(task, EVERY)
+    return erase(task.backend, concepts, task.config, task.progress, state, remember, task.answers)
 
 
 def _mass(task: Task) -> Outcome:
     return erase_many(
         task.backend, task.concepts, task.config, task.retained, task.progress, task.shelf, task.prior,
-        lambda concept, state: task.on_state(state),
+        lambda concept, state: task.on_state(state), task.answers,
     )  # fmt: skip
 
 

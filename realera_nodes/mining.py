@@ -19,7 +19,10 @@ from .core.phrases import folded
 from .core.prior import captions, mean_gram
 from .core.spans import ErasurePair, TextStates, make_pair
 from .core.words import NamedWord, ask_words, named_words, response_similarity
+from .resume import Answers
 
+#: words that the model is asked about together
+AT_ONCE = 64
 #: called with (stage, done, total); may raise to cancel
 Progress = Callable[[str, int, int], None]
 
@@ -68,7 +71,7 @@ def vocabulary(backend: Any, limit: int) -> tuple[list[str], Tensor]:
 
 def mine_words(
     backend: Any, concept: Concept, concepts: Sequence[Concept], run: Trajectories,
-    config: NeighborConfig, progress: Progress, extra: Sequence[str] = (),
+    config: NeighborConfig, progress: Progress, extra: Sequence[str] = (), kept: Answers | None = None,
 ) -> Mined:  # fmt: skip
     """Named neighbors of a concept: words of the vocabulary (``ask_words`` says which), judged by the model's response."""
     progress("vocabulary", 0, 1)
@@ -86,16 +89,20 @@ def mine_words(
     progress("vocabulary", 1, 1)
     template = concept.prompts[0]
     answer = answers(backend, run)
-    fixed = backend.encode(["", template.format(concept.phrase)])
+    centred = template.format(concept.phrase)
+    fixed, kept = backend.encode(["", centred]), kept or Answers()
     total, done = min(config.candidates, len(nearest)) + len(own), 0
+
+    def judge(prompts: list[str]) -> dict[str, Tensor]:
+        return {"response": response_similarity(answer, fixed[1], fixed[0], backend.encode(prompts))}
 
     def ask(rows: list[int]) -> Tensor:
         nonlocal done
         scores = []
-        for start in range(0, len(rows), 64):
-            part = rows[start : start + 64]
-            text = backend.encode([template.format(words[i]) for i in part])
-            scores.append(response_similarity(answer, fixed[1], fixed[0], text))
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            prompts = [template.format(words[i]) for i in part]
+            scores.append(kept.once([centred, concept.anchor, *prompts], partial(judge, prompts))["response"])
             done += len(part)
             progress("named neighbors", done, total)
         return torch.cat(scores)

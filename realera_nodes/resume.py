@@ -1,14 +1,17 @@
-"""Stopped trainings go on: the state of a run in the user's cache, named by all that decides its result."""
+"""Stopped jobs go on: answers of mining and the training's state in the user's cache, named by all that decides the result."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .cache import cached, keep, read_or
 from .core.concepts import Concept
@@ -28,6 +31,46 @@ def state_path(job: Job, base_sha256: str) -> Path:
     facts = json.dumps([base_sha256, [described(c) for c in job.concepts], method], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     return cached("training", f"{key}.safetensors")
+
+
+def answers_path(job: Job, base_sha256: str) -> Path:
+    """The folder of what the model answered in a job, beside its training's state."""
+    return state_path(job, base_sha256).with_suffix(".answers")
+
+
+class Answers:
+    """What a model answered in a job that may be stopped: a file for each question, until the job is done.
+
+    A file that is lost, damaged or cannot be written costs its time again and nothing else (cache.read_or, cache.keep).
+
+    Args:
+        folder: where they are kept; None keeps nothing
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+
+    def once(self, question: list[Any], ask: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The answer, kept or asked for now. ``question`` holds plain values, all that the answer depends on beside the job's."""
+        if self.folder is None:
+            return dict(ask())
+        path = self.folder / f"{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:24]}.safetensors"
+        found = read_or(path, _tensors, "what the model answered before")
+        if found is not None:
+            return found
+        answer = {name: value.detach().cpu() for name, value in ask().items()}
+        keep(path, lambda where: write_tensors(where, answer, {}, overwrite=True), "what the model answered")
+        return answer
+
+    def forget(self) -> None:
+        """The job is done."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    file = SafetensorsFile.open(path)
+    return {name: file.read(name) for name in file.entries}
 
 
 def described(concept: Concept) -> dict[str, Any]:

@@ -34,6 +34,9 @@ def studio(
     login: Annotated[
         str | None, typer.Option(envvar="REALERA_STUDIO_LOGIN", help="NAME:PASSWORD that the page asks for.")
     ] = None,
+    root_path: Annotated[
+        str | None, typer.Option("--root-path", help="Behind a proxy: the path, or the whole address, at which it has the page.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if torch sees one.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels; the model's own if not given.")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, where a file does not say.")] = None,
@@ -71,13 +74,17 @@ def studio(
             folders[name] = Path(folder)
         if login is not None and (":" not in login or login.startswith(":") or login.endswith(":")):
             raise ErasureError("--login must be NAME:PASSWORD.")
+        if root_path is not None and not root_path.startswith(("/", "http://", "https://")):
+            raise ErasureError(
+                f'--root-path is "{root_path}": write a path such as /studio, or an address such as https://a.b/studio.'
+            )
         pair = tuple(login.split(":", 1)) if login else None
         made = build(Places(out, tuple(models), given, folders, host_model), Desk(device, size, prediction))
         if with_parent:
             # a host in the background of a shell hands down that interrupts are ignored: this one must not be
             signal.signal(signal.SIGINT, signal.default_int_handler)
             threading.Thread(target=_end_with_parent, daemon=True).start()
-        made.serve(host, port, share is Share.public, pair, browser)  # type: ignore[arg-type]
+        made.serve(host, port, share is Share.public, pair, browser, root_path=root_path and root_path.rstrip("/"))  # type: ignore[arg-type]
 
 
 def _end_with_parent() -> None:

@@ -29,9 +29,9 @@ class Studio:
 
     def serve(
         self, host: str = "127.0.0.1", port: int | None = None, share: bool = False, login: tuple[str, str] | None = None,
-        browser: bool = False, wait: bool = True,
+        browser: bool = False, wait: bool = True, root_path: str | None = None,
     ) -> str:  # fmt: skip
-        """Serves the page and returns its address; with ``wait``, when it was stopped.
+        """Serves the page and returns its address; with ``wait``, when it was stopped. ``root_path``: where a proxy has it.
 
         Raises:
             ErasureError: others could reach the page, and there is no login.
@@ -49,7 +49,7 @@ class Studio:
                 quiet=True,
                 allowed_paths=[str(self.places.runs.resolve())], theme=THEME, css=css, footer_links=["api", "settings"],
                 show_error=True,
-                ssr_mode=False, enable_monitoring=False, app_kwargs={"middleware": [UploadGuard.entry()]},
+                ssr_mode=False, enable_monitoring=False, root_path=root_path, app_kwargs={"middleware": [UploadGuard.entry()]},
             )  # fmt: skip
         except OSError as error:
             raise ErasureError(f"the page cannot be served ({error}): choose another --port.") from error

@@ -79,9 +79,9 @@ def progress(run: Run, ahead: int) -> str:
     if name == FAILED:
         return problem(state.get("error", "the work failed."), run.log)
     if name == INTERRUPTED:
-        return problem("the studio was closed in the middle of this: continue it, what was trained is kept.", run.log)
+        return problem("the studio was closed in the middle of this: continue it, what was found and trained is kept.", run.log)
     if name == CANCELLED:
-        more = " What was trained is kept: continue it, or start anew." if run.kind == "erase" else ""
+        more = " What was found and trained is kept: continue it, or start anew." if run.kind == "erase" else ""
         return f'<div class="status" role="status"><p>Cancelled{took}. No file is half-written.{more}</p></div>'
     return f'<div class="status done" role="status"><p>Done{took}.</p></div>'
 
