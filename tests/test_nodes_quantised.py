@@ -1,4 +1,4 @@
-"""ComfyUI's nodes on models held as float8, or quantised with scales: they work, and the edit stays as precise as the host allows."""
+"""ComfyUI's nodes on models held as float8, or quantised with scales: edits stay as precise as the host allows."""
 
 from __future__ import annotations
 

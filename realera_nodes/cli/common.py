@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ..core.errors import ErasureError
 
+for stream in (sys.stdout, sys.stderr):  # a console or file of one code page lacks letters: better a ? than a traceback
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 console = Console()
 errors = Console(stderr=True)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from ..core.errors import ErasureError
+from . import places
+from .places import check_names, replace, sync
 
 #: what open(O_TMPFILE) answers where it is not supported: by the file system, by an old kernel, by a FUSE driver
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
@@ -50,6 +52,7 @@ def check_target(target: Path, overwrite: bool = False) -> None:
 
 
 def _check_place(target: Path, overwrite: bool) -> None:
+    check_names(target)
     if os.path.lexists(target) and not overwrite:
         raise _exists(target)
     there = target.absolute().parent
@@ -79,7 +82,7 @@ def _explained(error: OSError, target: Path) -> Exception:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders; its renames are journalled
+    if places.WINDOWS:  # which cannot open folders; its renames are journalled
         return
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -129,7 +132,7 @@ def _publish(fd: int, partial: Path | None, target: Path, overwrite: bool) -> No
     try:
         if not overwrite and os.path.lexists(target):
             raise _exists(target)
-        os.replace(partial, target)
+        replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -180,6 +183,31 @@ def atomic_file(target: Path, overwrite: bool = False) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path for a writer that opens files itself; it becomes ``target`` when the block ends without an exception.
+
+    Raises:
+        ErasureError: as ``atomic_file``.
+    """
+    target = Path(target)
+    check_target(target)
+    partial = _temporary(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
+        _publish(-1, partial, target, overwrite=False)
+        _sync_folder(target.parent)
+    except OSError as error:
+        if error.errno in _NO_PERMISSION and not partial.exists():
+            raise ErasureError(_not_writable(target)) from error
+        raise _explained(error, target) from error
+    finally:
+        with suppress(OSError):  # on Windows the writer may still have it open, after an exception that is on its way
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_folder(target: Path, overwrite: bool = False, marker: str = "model_index.json") -> Iterator[Path]:
     """An empty folder to fill, which becomes ``target`` when the block ends without an exception.
 
@@ -223,15 +251,18 @@ def atomic_folder(target: Path, overwrite: bool = False, marker: str = "model_in
 def _swap(partial: Path, target: Path, overwrite: bool) -> None:
     """``partial`` becomes ``target``; a folder that was there is put back if that fails, else deleted."""
     if not target.exists():
-        partial.rename(target)
+        replace(partial, target)
         return
     if not overwrite:
         raise _exists(target)
     old = _temporary(target)
-    target.rename(old)
     try:
-        partial.rename(target)
+        replace(target, old)
+    except ErasureError as error:  # on Windows; the name that people know is the target's
+        raise ErasureError(str(error).replace(str(old), str(target))) from error
+    try:
+        replace(partial, target)
     except BaseException:
-        old.rename(target)
+        replace(old, target)
         raise
     shutil.rmtree(old)

@@ -151,7 +151,7 @@ def _require_shards(unet: Path, files: list[Path]) -> None:
     for index in unet.glob("diffusion_pytorch_model*.index*.json"):
         if index.name.split(".index")[1] == (f".{variant}.json" if variant else ".json"):
             try:
-                wanted |= set(json.loads(index.read_text())["weight_map"].values())
+                wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ErasureError(f"{index} is not an index of shards: download the folder again.") from error
     for name in sorted(wanted):
