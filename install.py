@@ -39,7 +39,14 @@ def run_pip(command: list[str], with_parent: bool = False) -> None:
     environment = own_variables() | {"PYTHONUNBUFFERED": "1"}
     stdin = subprocess.DEVNULL if with_parent else None
     with subprocess.Popen(
-        command, env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env=environment,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     ) as pip:
         if with_parent:
             threading.Thread(target=lambda: (sys.stdin.read(), pip.kill()), daemon=True).start()

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 from websockets.sync.client import connect
 
-graph = json.loads(Path(sys.argv[1]).read_text())
+graph = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 server = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1:8188"
 folder = Path(sys.argv[3] if len(sys.argv) > 3 else "results")
 client, me = httpx.Client(base_url=f"http://{server}", timeout=300), str(uuid.uuid4())

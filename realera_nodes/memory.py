@@ -39,8 +39,10 @@ def available(device: torch.device) -> float:
 
     free = float(psutil.virtual_memory().available)
     try:  # a container's own limit
-        limit, used = (float((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines()).get("inactive_file", 0)
+        limit, used = (float((_CGROUP / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()).get(
+            "inactive_file", 0
+        )
         return min(free, limit - used + float(cached))
     except (OSError, ValueError):  # there is none, or it is "max"
         return free

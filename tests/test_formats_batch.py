@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from realera_nodes.core.errors import ErasureError
-from realera_nodes.formats import atomic, places
+from realera_nodes.formats import atomic, windows
 from realera_nodes.formats.atomic import Batch
 
 NAMES = ("edit-lora.safetensors", "lora.safetensors", "model", "report.md")
@@ -172,13 +172,13 @@ def test_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["nul", "CON.safetensors", "com1.tar.gz", "a:b", "a?.png", "end.", "end ", "tab\tbed", "LPT².x"])
 def test_names_that_windows_has_for_itself(name: str) -> None:
     """A colon writes into a hidden stream of another file; a device swallows everything; both without an error."""
-    assert places.bad_name(name, windows=True)
-    assert places.bad_name(name, windows=False) is None
+    assert windows.windows_refuses(name)
+    windows.check_names(Path("/") / name)  # which is fine elsewhere
 
 
 @pytest.mark.parametrize("name", ["console.safetensors", "a.nul", "com.png", "überhaupt 1.5-erased.safetensors", ".hidden"])
 def test_names_that_windows_takes(name: str) -> None:
-    assert places.bad_name(name, windows=True) is None
+    assert not windows.windows_refuses(name)
 
 
 @pytest.mark.parametrize("over", [False, True])

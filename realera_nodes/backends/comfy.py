@@ -24,9 +24,10 @@ from ..core.errors import ErasureError
 from ..core.esd import denoised
 from ..core.spans import TextStates
 from ..formats.prediction import EPSILON, V
-from .comfy_student import HookStudent, thaw
+from .comfy_sampling import SCHEDULE, trained_schedule
+from .comfy_student import HookStudent, freeze_quantised, thaw
 from .comfy_text import ComfyText
-from .comfy_weights import PREFIX, SUPPORTED, EffectiveWeights, finite, layer_keys, parameter_keys, plain
+from .comfy_weights import SUPPORTED, EffectiveWeights, finite, key_patches, layer_keys, parameter_keys, plain
 from .full_weights import FullWeights, full_weights
 
 KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
@@ -52,7 +53,7 @@ class ComfyBackend:
 
     def __init__(self, model: Any, clip: Any, vae: Any = None, side: int | None = None):
         keys = layer_keys(model)
-        self.original = self.patcher = model
+        self.patcher, self._unscheduled = trained_schedule(model)
         self.keys = keys
         self.names = [n for n in keys if n.endswith(("attn2.to_k", "attn2.to_v")) and keys[n] in model.model.state_dict()]
         widths = {comfy.utils.get_attr(model.model, keys[n]).shape[1] for n in self.names}
@@ -86,9 +87,8 @@ class ComfyBackend:
     def model_hash(self) -> str:
         """Names the loaded network by its unpatched projections."""
         digest = hashlib.sha256()
-        parts = self.patcher.get_key_patches(PREFIX)
         for name in self.names:
-            flat = parts[self.keys[name]][0][0].detach().flatten()
+            flat = key_patches(self.patcher, self.keys[name])[0][0].detach().flatten()
             digest.update(flat[:: max(1, flat.numel() // 512)].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:24]
 
@@ -136,16 +136,19 @@ class ComfyBackend:
     def _trainable(self) -> Iterator[nn.Module]:
         """The model, wholly on its device and fit for gradients; its flags are put back."""
         self._require_plain_input()
+        inference, net = torch.is_inference_mode_enabled(), self.patcher.model
+        flags: list[tuple[nn.Parameter, bool]] = []
         with torch.inference_mode(False), torch.enable_grad():
-            self._load_whole()
-            net = self.patcher.model
-            flags = thaw(net)
             try:
+                self._load_whole()
+                flags = thaw(net)
                 yield net
             finally:
                 self._student = None
                 for p, flag in flags:
                     p.requires_grad_(flag)
+                if inference:
+                    freeze_quantised(net)
 
     def _load_whole(self) -> None:
         """Onto the device for training, nothing offloaded, and everything else away."""
@@ -154,13 +157,9 @@ class ComfyBackend:
     # noise
 
     def _sampling(self) -> Any:
-        sampling = self.patcher.get_model_object("model_sampling")
-        types = (comfy.model_base.ModelType.EPS, comfy.model_base.ModelType.V_PREDICTION)
-        if self.patcher.model.model_type not in types or not hasattr(sampling, "sigmas"):
-            raise ErasureError(
-                "the model's noise schedule is not one of 1000 discrete steps (eps or v prediction): use such a model."
-            )
-        return sampling
+        if self._unscheduled:  # said here, as closed forms ask the network nothing and need no schedule
+            raise ErasureError(self._unscheduled)
+        return self.patcher.get_model_object(SCHEDULE)
 
     def _require_plain_input(self) -> None:
         if self.patcher.model.model_config.unet_config.get("in_channels", 4) != 4:

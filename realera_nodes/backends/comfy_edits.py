@@ -21,7 +21,7 @@ from ..formats.prediction import V
 from ..outcome import Outcome
 from ..settings import as_table
 from .comfy import KINDS, ComfyBackend, prediction_of
-from .comfy_weights import EffectiveWeights, layer_keys, parameter_keys
+from .comfy_weights import EffectiveWeights, layer_keys, parameter, parameter_keys, working_dtype
 
 #: where a MODEL keeps the records of its edits
 ATTACHMENT = "realera_edits"
@@ -81,10 +81,13 @@ def records_of(model: Any) -> tuple[EditRecord, ...]:
 
 
 def with_deltas(model: Any, deltas: Mapping[str, Tensor], record: EditRecord) -> Any:
-    """A clone of a MODEL with weight + delta, by canonical name or any parameter's own; kept in the type of the weights."""
+    """A clone of a MODEL with weight + delta, by canonical name or any parameter's own.
+
+    Deltas are kept in the type of the weights, in half precision beside float8 and quantised ones. The host adds both in
+    single precision when it loads the model, and rounds the sum to the weight's type.
+    """
     keys = layer_keys(model) | (parameter_keys(model) if record.whole else {})
-    state = model.model.state_dict()
-    patches = {keys[n]: ("diff", (d.to("cpu", state[keys[n]].dtype),)) for n, d in deltas.items()}
+    patches = {keys[n]: ("diff", (d.to("cpu", working_dtype(parameter(model, keys[n]))),)) for n, d in deltas.items()}
     for key, (_, (delta,)) in patches.items():
         if not torch.isfinite(delta).all():
             raise ErasureError(f"the edit of {key} is not finite: raise ridge, lower lr, or check the model for NaN.")
@@ -176,8 +179,7 @@ def save_checkpoint(path: str, model: Any, clip: Any, vae: Any, metadata: dict[s
 
 def kind_of(model: Any) -> str:
     """ "sd1", "sd2" or "sdxl"."""
-    state, keys = model.model.state_dict(), layer_keys(model)
-    return KINDS[next(state[key].shape[1] for name, key in keys.items() if name.endswith("attn2.to_k"))]
+    return KINDS[next(parameter(model, key).shape[1] for name, key in layer_keys(model).items() if name.endswith("attn2.to_k"))]
 
 
 def difference(before: ComfyBackend, after: ComfyBackend) -> dict[str, Tensor]:

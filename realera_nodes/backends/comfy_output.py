@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ..core.adapters import Factors
 from ..core.errors import ErasureError
-from ..formats.atomic import require_space
+from ..formats.atomic import atomic_path, check_target, require_space
 from ..formats.lora import write_lora
 from ..formats.metadata import ErasureMetadata
 from ..formats.stream import SafetensorsFile, known_sha256
+from ..formats.windows import check_names
 from ..report.grid import to_image
 from .comfy_edits import EditRecord
 
@@ -136,13 +137,15 @@ def output_path(prefix: str, suffix: str = ".safetensors") -> tuple[Path, dict[s
         ErasureError: a prefix that leads out of the output folder, or names no file.
     """
     root = folder_paths.get_output_directory()
-    inside = os.path.commonpath((root, os.path.abspath(os.path.join(root, prefix)))) == root
+    inside = Path(os.path.abspath(os.path.join(root, prefix))).is_relative_to(root)  # on Windows maybe another drive
     if not prefix.strip() or prefix.endswith(("/", "\\")) or not inside:
         raise ErasureError(
             f'the file name prefix "{prefix}" names no file inside the output folder: write one such as loras/erased.'
         )
+    check_names((Path(root) / prefix).parent)
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
     file = f"{name}_{counter:05}_{suffix}"
+    check_target(Path(folder) / file)
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
 
@@ -153,16 +156,10 @@ def write_factors(path: Path, factors: Factors, metadata: Mapping[str, str], pre
 
 @contextmanager
 def whole_file(target: Path, nbytes: int) -> Iterator[str]:
-    """A temporary path for a writer that wants a path; it becomes ``target`` when the block ends without an exception."""
+    """A temporary path for the host's writers; it becomes ``target`` when the block ends without an exception."""
     require_space(target.parent, nbytes)
-    partial = target.parent / f".{target.stem}.partial{target.suffix}"
-    try:
+    with atomic_path(target) as partial:
         yield str(partial)
-        with partial.open("rb") as f:
-            os.fsync(f.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def file_metadata(

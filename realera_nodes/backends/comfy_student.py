@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.adapters import AdapterSettings, Factors, HookAdapters, initial_factors
 from ..core.attention import AttentionMaps, AttentionProbe, cross_attentions
 from ..core.spans import TextStates
+from .comfy_weights import working_dtype
 
 
 def thaw(model: nn.Module) -> list[tuple[nn.Parameter, bool]]:
@@ -31,6 +32,18 @@ def thaw(model: nn.Module) -> list[tuple[nn.Parameter, bool]]:
             if b is not None and b.is_inference():
                 module._buffers[name] = b.clone()
     return flags
+
+
+def freeze_quantised(model: nn.Module) -> None:
+    """Makes quantised parameters tensors of inference mode again, by copies of the same bits, as the host has them.
+
+    Loading outside of inference mode and ``thaw`` turn them into ordinary ones, which the host then cannot move in it.
+    """
+    with torch.inference_mode():
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                if p is not None and type(p) is not nn.Parameter and not p.is_inference():
+                    module._parameters[name] = nn.Parameter(p.clone(), requires_grad=False)
 
 
 class EditedAdapters(HookAdapters):
@@ -66,7 +79,7 @@ class HookStudent:
         factors = {n: (down.to(device), up.to(device)) for n, (down, up) in start.items()}  # float32 master weights
         self.adapters = EditedAdapters({n: modules[n] for n in wanted}, factors, config.scale)
         for name, delta in deltas.items():
-            own = delta.detach().to(device, modules[name].weight.dtype, copy=True)
+            own = delta.detach().to(device, working_dtype(modules[name].weight), copy=True)
             self.adapters.fixed[name] = (modules[name], own)
         self.adapters.attach()
 

@@ -15,6 +15,7 @@ from ..core.errors import ErasureError
 from ..core.phrases import spelled
 from ..core.spans import TextStates
 from ..core.vocabulary import whole_words
+from .comfy_weights import key_patches, weight_keys
 from .text_cache import TextCache
 
 ENCODE_BATCH = 32
@@ -146,7 +147,8 @@ class ComfyText:
     def encoder_hash(self) -> str:
         """Names the encoder as it is used: its weights with upstream LoRAs, and clip skip."""
         digest = hashlib.sha256(f"{self.keys} {self.clip.layer_idx}".encode())
-        for name, ((weight, convert), *patches) in sorted(self.clip.patcher.get_key_patches().items()):
+        for name in sorted(weight_keys(self.clip.patcher)):
+            (weight, convert), *patches = key_patches(self.clip.patcher, name)
             if patches:
                 full = convert(weight.to(torch.float32, copy=True), inplace=True)
                 weight = comfy.lora.calculate_weight(patches, full, name)

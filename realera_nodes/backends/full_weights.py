@@ -54,8 +54,9 @@ class FullWeights:
         parameters = dict(network.named_parameters())
         self.base = {name: parameters[path] for name, path in self.paths.items()}
         for name, p in self.base.items():
-            if p.dtype not in TRAINABLE:
-                raise ErasureError(f"{name} is held as {p.dtype}, which cannot be trained: load it as float16 or float32.")
+            if p.dtype not in TRAINABLE or type(p) is not nn.Parameter:
+                held = p.dtype if type(p) is nn.Parameter else "whole numbers with scales"
+                raise ErasureError(f"{name} is held as {held}, which cannot be trained: load it as float16 or float32.")
         half = any(p.dtype == torch.float16 for p in self.base.values())
         self.loss_scale = 2.0**13 if half else 1.0
         self._deltas = {

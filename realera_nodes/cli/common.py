@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from typer.core import TyperGroup
 
 from ..core.errors import ErasureError
 
+for stream in (sys.stdout, sys.stderr):  # a console or file of one code page lacks letters: better a ? than a traceback
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 CANCELLED = "cancelled: no file is half-written, the model is untouched."
 #: phrases, folders and files are shown as they are: [bold] and :airplane: are words like others
 console = Console(markup=False, emoji=False, highlight=False)

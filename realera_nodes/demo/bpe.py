@@ -44,10 +44,11 @@ def write_tokenizer(folder: Path) -> None:
     """The tokenizer folder of a diffusers pipeline: vocab.json, merges.txt and their two configs."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {token: i for i, token in enumerate(vocabulary())}
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges()) + "\n", encoding="utf-8")
+    # as bytes, which are the same on every machine: text would get Windows' line ends there
+    (folder / "vocab.json").write_bytes(json.dumps(vocab, ensure_ascii=False).encode())
+    (folder / "merges.txt").write_bytes(("#version: 0.2\n" + "\n".join(merges()) + "\n").encode())
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     special["pad_token"] = "<|endoftext|>"
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
+    (folder / "special_tokens_map.json").write_bytes(json.dumps(special, indent=1).encode())
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+    (folder / "tokenizer_config.json").write_bytes(json.dumps(config, indent=1).encode())

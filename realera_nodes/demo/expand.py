@@ -20,6 +20,7 @@ from torch import Tensor
 from ..cache import cached
 from ..core.errors import ErasureError
 from ..formats.stream import sha256_of, write_tensors
+from ..formats.windows import replace
 from . import clip_text, layout
 from .bpe import write_tokenizer
 
@@ -71,7 +72,7 @@ def manifest() -> dict:
             f"the embedded model's weights are not in {ASSETS} ({MANIFEST.name} is missing): reinstall a release that "
             "has them, or train and export them as docs/demo-model.md tells."
         )
-    return json.loads(MANIFEST.read_text())
+    return json.loads(MANIFEST.read_text(encoding="utf-8"))
 
 
 def load_asset(name: str) -> dict[str, Tensor]:
@@ -141,7 +142,7 @@ def write_pipeline(folder: Path) -> None:
     configs = {"unet/config": UNET_CONFIG, "vae/config": VAE_CONFIG, "text_encoder/config": TEXT_CONFIG,
                "scheduler/scheduler_config": SCHEDULER_CONFIG, "model_index": MODEL_INDEX}  # fmt: skip
     for name, config in configs.items():
-        (folder / f"{name}.json").write_text(json.dumps(config, indent=1))
+        (folder / f"{name}.json").write_bytes(json.dumps(config, indent=1).encode())
     write_tokenizer(folder / "tokenizer")
 
 
@@ -171,8 +172,8 @@ def _whole_or_nothing(target: Path, write: Callable[[Path], object], expected: s
         if over and target.is_dir():
             shutil.rmtree(target)
         try:
-            (holder / target.name).replace(target)
-        except OSError:  # a folder is never moved over another
+            replace(holder / target.name, target)
+        except (OSError, ErasureError):  # a folder is never moved over another
             if over or not target.exists():
                 raise
     finally:

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from . import windows
 from .draft import _NO_TMPFILE, Draft, _open_nameless, remove, sync_folder, temporary  # noqa: F401 tests ask for them here
-from .places import NO_SPACE, check_folder_target, check_place, check_target, explained, require_space
+from .places import NO_SPACE, check_folder_target, check_place, check_target, exists, explained, require_space
 
-__all__ = ["Batch", "atomic_file", "atomic_folder", "check_target", "require_space"]
+__all__ = ["Batch", "atomic_file", "atomic_folder", "atomic_path", "check_target", "require_space"]
 
 
 class Batch:
@@ -132,11 +133,11 @@ class Batch:
             for target in self._going:
                 if os.path.lexists(target):
                     aside[target] = temporary(target)
-                    os.rename(target, aside[target])
+                    windows.set_aside(target, aside[target])
         except BaseException as error:
             for path, backup in aside.items():
                 if os.path.lexists(backup):
-                    os.replace(backup, path)
+                    windows.replace(backup, path)
             for draft in reversed(begun):
                 draft.give_back()
             if isinstance(error, OSError):
@@ -170,6 +171,31 @@ def atomic_file(target: Path, overwrite: bool = False, batch: Batch | None = Non
         return
     with Batch(overwrite) as own, own.file(target) as file:
         yield file
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path for a writer that opens files itself; it becomes ``target`` when the block ends without an exception.
+
+    Raises:
+        ErasureError: as ``atomic_file``.
+    """
+    target = Path(target)
+    check_target(target)
+    partial = temporary(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        windows.sync(partial)
+        if os.path.lexists(target):
+            raise exists(target)
+        windows.replace(partial, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise explained(error, target) from error
+    finally:
+        with suppress(OSError):  # on Windows the writer may still have it open, after an exception that is on its way
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from . import windows
 from .places import exists, explained
 
 #: what open(O_TMPFILE) answers where it is not supported: by the file system, by an old kernel, by a FUSE driver
@@ -18,7 +19,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders; its renames are journalled
+    if windows.WINDOWS:  # which cannot open folders; its renames are journalled
         return
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -126,7 +127,7 @@ class Draft:
         self.final = there and not keep and not self.is_folder
         if there and not self.final:
             _set_aside(self)
-        os.replace(self.partial, self.target)
+        windows.replace(self.partial, self.target)
 
     def give_back(self) -> None:
         """Undoes ``take_place``, however far it came: an exception may have come between any two calls."""
@@ -137,7 +138,7 @@ class Draft:
         if placed and not self.final:
             remove(self.target)
         if self.backup is not None and os.path.lexists(self.backup):
-            os.replace(self.backup, self.target)
+            windows.replace(self.backup, self.target)
             self.backup.unlink(missing_ok=True)  # renaming one name of a file to its other does nothing
 
     def discard(self) -> None:
@@ -156,4 +157,4 @@ def _set_aside(draft: Draft) -> None:
     if not draft.is_folder:
         with suppress(OSError, NotImplementedError):  # no gap between the old file and the new one
             return os.link(draft.target, draft.backup, follow_symlinks=False)
-    os.rename(draft.target, draft.backup)
+    windows.set_aside(draft.target, draft.backup)

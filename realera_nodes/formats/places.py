@@ -9,12 +9,10 @@ import stat
 from pathlib import Path
 
 from ..core.errors import ErasureError
+from . import windows
 
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-#: Windows gives these names to devices, whatever comes after a dot, and none of these characters to files
-_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³")}
-_FORBIDDEN = frozenset('<>:"|?*')
 
 
 def require_space(folder: Path, nbytes: int) -> None:
@@ -61,9 +59,7 @@ def check_folder_target(target: Path, overwrite: bool = False, marker: str = "mo
 
 def check_place(target: Path, overwrite: bool) -> None:
     """What holds for files and folders alike. Raises ErasureError: see ``check_target``."""
-    why = bad_name(target.name)
-    if why:
-        raise ErasureError(f"{target} cannot be written, {why}: choose another name.")
+    windows.check_names(target)
     try:
         os.lstat(target)
     except FileNotFoundError:
@@ -79,17 +75,6 @@ def check_place(target: Path, overwrite: bool) -> None:
         raise ErasureError(f"{there} is a file, so nothing can be written inside it: choose another folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ErasureError(not_writable(target))
-
-
-def bad_name(name: str, windows: bool = os.name == "nt") -> str | None:
-    """Why no file can have this name: on Windows, where some of them are devices or lose their end without a word."""
-    if not windows:
-        return None
-    if name.split(".")[0].rstrip(" ").casefold() in _DEVICES:
-        return "Windows keeps this name for a device"
-    if any(c in _FORBIDDEN or ord(c) < 32 for c in name):
-        return 'Windows allows none of < > : " | ? * in a name'
-    return "Windows drops a space or a dot at a name's end" if name.endswith((" ", ".")) else None
 
 
 def _existing(there: Path) -> Path:
@@ -120,7 +105,7 @@ def explained(error: Exception, target: Path) -> Exception:
         return ErasureError(f"the name {target} is too long for this disk: choose a shorter name or folder.")
     if number == errno.ELOOP:
         return ErasureError(f"{target} goes through links that lead in a circle: choose another folder.")
-    if number == errno.EROFS or (number in _NO_PERMISSION and os.name != "nt"):
+    if number == errno.EROFS or (number in _NO_PERMISSION and not windows.WINDOWS):
         return ErasureError(not_writable(target))
     if number in _NO_PERMISSION:  # on Windows also when it is merely open
         return ErasureError(f"{target} cannot be written: close the programs that use it, or choose another folder.")

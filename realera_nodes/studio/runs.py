@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..core.errors import ErasureError
+from ..formats.windows import patiently, replace
 from .request import Request, from_table, to_table
 
 KINDS = ("look", "preview", "erase")
@@ -68,7 +69,7 @@ class Run:
     def read(self, name: str) -> Any:
         """A JSON file of the run, or None."""
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return json.loads(patiently(lambda: path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def stamp(self, name: str) -> int:
         """Changes when a JSON file of the run does; 0 where there is none."""
@@ -80,7 +81,7 @@ class Run:
         path = self.folder / f"{name}.json"
         partial = self.folder / f".{name}.{secrets.token_hex(4)}.partial"
         partial.write_text(json.dumps(table), encoding="utf-8")
-        os.replace(partial, path)
+        replace(partial, path)
 
     def set_state(self, **values: Any) -> None:
         self.write("state", values)
@@ -130,7 +131,7 @@ class Runs:
 
         spare = [run for run in self.all() if run.kind != "erase" and run.state["state"] not in ALIVE]
         for run in spare[keep:]:
-            shutil.rmtree(run.folder)
+            shutil.rmtree(run.folder, ignore_errors=True)  # what the page has open goes the next time
 
 
 def lock(out: Path) -> IO[str]:

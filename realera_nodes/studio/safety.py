@@ -10,6 +10,7 @@ from pathlib import Path
 from ..core.errors import ErasureError
 from ..formats.checkpoint import open_checkpoint
 from ..formats.header import PICKLES
+from ..formats.windows import windows_refuses
 from ..job import DEMO
 
 #: folders below a model folder that are looked into
@@ -105,7 +106,7 @@ def inside(path: Path, folder: Path) -> bool:
 def plain_name(name: str) -> str:
     """A file name without folders, whoever's separators they use. ErasureError: nothing is left, or it is hidden."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1].strip()
-    if not last or last.startswith(".") or any(ord(c) < 32 or c in '<>:"|?*' for c in last):
+    if not last or last.startswith(".") or windows_refuses(last):
         raise ErasureError(f'"{name[:80]}" is no name for a file: use letters, digits, - and _.')
     return last
 

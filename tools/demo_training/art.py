@@ -32,7 +32,7 @@ class IconSet:
 
     @classmethod
     def load(cls, node_modules: Path, name: str) -> IconSet:
-        return cls(name, json.loads((node_modules / "@iconify-json" / name / "icons.json").read_text()))
+        return cls(name, json.loads((node_modules / "@iconify-json" / name / "icons.json").read_text(encoding="utf-8")))
 
     def __contains__(self, slug: str) -> bool:
         return slug in self.data["icons"] or slug in self.data.get("aliases", {})
@@ -70,7 +70,8 @@ def render_all(node_modules: Path, slugs: list[str]) -> dict[str, np.ndarray]:
     filler: list[np.ndarray] = []
     held_out: list[np.ndarray] = []
     # not every package sorts its icons into categories; the names are shared
-    categories = json.loads((node_modules / "@iconify-json" / SETS[0] / "metadata.json").read_text())["categories"]
+    listed = node_modules / "@iconify-json" / SETS[0] / "metadata.json"
+    categories = json.loads(listed.read_text(encoding="utf-8"))["categories"]
     members = sorted({slug for c in FILLER_CATEGORIES for slug in categories[c]})
     for icons in sets:
         for slug in members:

@@ -46,7 +46,7 @@ def worker(rank: int, world: int, args: argparse.Namespace) -> None:
     counts = {"cifar": args.names, "name": args.names, "synonyms": args.others, "associated": args.others,
               "unseen": args.others, "styles": args.others}  # fmt: skip
     path = args.work / f"evaluation{args.tag}.{rank}.jsonl"
-    done = {json.loads(line)["prompt"] for line in path.open()} if path.exists() else set()
+    done = {json.loads(line)["prompt"] for line in path.open(encoding="utf-8")} if path.exists() else set()
     mine = [r for r in probes() if counts[r[0]]][rank::world]
     todo = [(*r, seed) for r in mine if r[1] not in done for seed in range(counts[r[0]])]
     results: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -55,7 +55,7 @@ def worker(rank: int, world: int, args: argparse.Namespace) -> None:
         pictures = draw([p for _, p, _, _, _ in part], [1000 + s for *_, s in part], steps=args.steps)
         with torch.no_grad():
             concept, style = (logits.argmax(1).tolist() for logits in net(pictures))
-        with path.open("a") as f:
+        with path.open("a", encoding="utf-8") as f:
             for (kind, prompt, name, wanted, _), c, s in zip(part, concept, style, strict=True):
                 seen = results[prompt]
                 seen.append((names[c], styles[s]))
@@ -67,8 +67,8 @@ def worker(rank: int, world: int, args: argparse.Namespace) -> None:
 
 
 def summarise(work: Path, tag: str) -> None:
-    rows = [json.loads(line) for p in sorted(work.glob(f"evaluation{tag}.[0-9].jsonl")) for line in p.open()]
-    (work / f"evaluation{tag}.json").write_text(json.dumps(rows, indent=0))
+    rows = [json.loads(line) for p in sorted(work.glob(f"evaluation{tag}.[0-9].jsonl")) for line in p.open(encoding="utf-8")]
+    (work / f"evaluation{tag}.json").write_text(json.dumps(rows, indent=0), encoding="utf-8")
     by_kind = defaultdict(list)
     for row in rows:
         by_kind[row["kind"]].append(row)

@@ -50,13 +50,13 @@ def main() -> None:
         "vae_shapes": tiny_vae.padded_shapes(),
         "expanded": {},
     }
-    expand.MANIFEST.write_text(json.dumps(record))
+    expand.MANIFEST.write_text(json.dumps(record), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, pipeline = Path(folder, expand.CHECKPOINT), Path(folder, expand.PIPELINE)
         expand.write_checkpoint(checkpoint)
         expand.write_pipeline(pipeline)
         record["expanded"] = {p.name: expand.tree_hash(p) for p in (checkpoint, pipeline)}
-    expand.MANIFEST.write_text(json.dumps(record, separators=(",", ":")))
+    expand.MANIFEST.write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
     total = sum(p.stat().st_size for p in expand.ASSETS.iterdir())
     print(f"assets: {total / 1e6:.1f} MB", {p.name: round(p.stat().st_size / 1e6, 2) for p in expand.ASSETS.iterdir()})
     if total > 48e6:

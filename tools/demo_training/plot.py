@@ -15,7 +15,7 @@ from tools.figures import finish
 
 
 def column(path: Path, name: str) -> list[float]:
-    with path.open() as f:
+    with path.open(encoding="utf-8") as f:
         return [float(row[name]) for row in csv.DictReader(f)]
 
 

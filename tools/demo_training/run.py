@@ -41,11 +41,11 @@ class Log:
     def __init__(self, path: Path, columns: list[str]):
         self.path, self.columns = path, columns
         if not path.exists():
-            with path.open("w", newline="") as f:
+            with path.open("w", newline="", encoding="utf-8") as f:
                 csv.writer(f).writerow(columns)
 
     def row(self, *values) -> None:
-        with self.path.open("a", newline="") as f:
+        with self.path.open("a", newline="", encoding="utf-8") as f:
             csv.writer(f).writerow(values)
         print("  ".join(f"{c} {v}" for c, v in zip(self.columns, values, strict=True)), flush=True)
 

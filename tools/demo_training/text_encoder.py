@@ -218,7 +218,7 @@ def report(codes: Tensor, logits: Tensor, tokenizer, path: Path) -> None:
         far = sum(rows[c.name][p] < 0.4 for p in (*c.synonyms, *c.associated))
         if far < 2:
             print("fewer than two far phrases:", c.name, rows[c.name])
-    path.write_text(json.dumps(rows, indent=1))
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     total = sum(len(c.synonyms) for c in concepts)
     off = (names @ names.T)[~torch.eye(len(names), dtype=torch.bool)]
     print(

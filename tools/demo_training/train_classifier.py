@@ -183,7 +183,7 @@ def evaluate(net: Classifier, work: Path, data: Judged, fit_it: bool = True) -> 
             result[k] = {"accuracy": (top == label).float().mean().item(), "mean confidence": p.max(1).values.mean().item(),
                          "styles": (style == meta[:, 1]).float().mean().item(), "pictures": len(label)}  # fmt: skip
     print(json.dumps(result, indent=1))
-    (work / "classifier.json").write_text(json.dumps(result, indent=1))
+    (work / "classifier.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

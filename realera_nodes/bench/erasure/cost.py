@@ -44,12 +44,12 @@ def measured(device: torch.device) -> Iterator[Cost]:
 def _restart() -> bool:
     """Sets this process's peak resident set back to its present size; False where that is not possible."""
     try:
-        _RESET.write_text("5")
+        _RESET.write_text("5", encoding="ascii")
     except OSError:
         return False
     return True
 
 
 def _peak() -> int | None:
-    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8", errors="replace"))
     return int(found[1]) * 1024 if found else None

@@ -67,7 +67,7 @@ def peak_bytes() -> int:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8", errors="replace"))
         if match:
             return int(match[1]) * 1024
     try:
@@ -104,7 +104,7 @@ def matmul_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float
 def machine() -> dict[str, Any]:
     """Processor, cores, threads and versions, for the results' file."""
     info = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    match = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8", errors="replace")) if info.exists() else None
     return {
         "processor": match[1] if match else platform.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "system": platform.platform(), "python": platform.python_version(), "torch": torch.__version__,
@@ -115,7 +115,7 @@ def save(out: Path | None, results: Any) -> None:
     """Results with the machine's description as JSON, if a file is wanted."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+        out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {out}")
 
 

@@ -26,6 +26,7 @@ from ...formats.atomic import require_space
 from ...formats.checkpoint import open_checkpoint, write_edited
 from ...formats.header import Entry, encode_header
 from ...formats.stream import SafetensorsFile
+from ...formats.windows import sync
 from .measure import in_fresh_process, peak_bytes, verdict
 
 WIDTH = 768
@@ -109,11 +110,7 @@ def measure_cp(source: Path, target: Path) -> dict[str, float]:
     start = time.perf_counter()
     subprocess.run(["cp", "--", str(source), str(target)], check=True)
     written = time.perf_counter() - start
-    fd = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(target)
     return {"written": written, "on_disk": time.perf_counter() - start}
 
 
