@@ -100,8 +100,9 @@ class Environment:
             raise InstallError(f"{self.folder} cannot be made ({error.strerror or error}).") from error
         constraints = self.folder / "constraints.txt"
         constraints.write_text("\n".join(self.caps), encoding="utf-8")
+        # --no-compile: most of the files of these packages are never imported, those that are get compiled then
         pip = [str(self.python), "-m", "pip", "install", "--prefer-binary", "--disable-pip-version-check", "--progress-bar",
-               "off", "--constraint", str(constraints)]  # fmt: skip
+               "off", "--no-compile", "--constraint", str(constraints)]  # fmt: skip
         late = [r for r in self.requirements if r.startswith(ASK_FOR_TORCH)]
         # without a look at the WebUI's packages, whose old pins pip would try to keep
         run([*pip, *(r for r in self.requirements if r not in late), *THEIR_OTHERS])
