@@ -180,21 +180,11 @@ def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> di
         ErasureError: something the user can change; nothing half-written stays.
     """
     source, watch = prepare(job), watch or Watch()
-    fresh = not job.out.exists()
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ErasureError(f"{job.out} cannot be made ({error.strerror}): choose another folder.") from error
     start = time.perf_counter()
     progress("loading the model", 0, 1)
     backend = load(job, source) if watch.backend is None else watch.backend
     progress("loading the model", 1, 1)
-    try:
-        check_loaded(job, backend, probes_of(job))
-    except ErasureError:
-        if fresh:
-            job.out.rmdir()
-        raise
+    check_loaded(job, backend, probes_of(job))
     loaded = time.perf_counter()
     sha256 = source.checkpoint.sha256()
     kept, answers = state_path(job, sha256), Answers(answers_path(job, sha256))
