@@ -131,4 +131,4 @@ def make_pair(template: str, phrase: str, anchor: str, encode: Encode, phrase_id
     order = align(span, to, text.states.shape[1])
     targets = text.states[1][order]
     targets[: span[0]] = text.states[0, : span[0]]
-    return ErasurePair(*prompts, text[0], text[1], span[0], span[1], targets)
+    return ErasurePair(prompts[0], prompts[1], text[0], text[1], span[0], span[1], targets)
