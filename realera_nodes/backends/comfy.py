@@ -72,7 +72,7 @@ class ComfyBackend:
     @property
     def prediction(self) -> str:
         """ "epsilon" or "v_prediction"."""
-        return prediction_of(self.original)
+        return prediction_of(self.patcher)
 
     def _native_side(self) -> int:
         v = self.patcher.model.model_type == comfy.model_base.ModelType.V_PREDICTION
