@@ -13,6 +13,8 @@ from torch import Tensor
 
 #: the object of a MODEL that holds its schedule
 SCHEDULE = "model_sampling"
+#: timesteps that a schedule is tried at
+TRIED = 101
 NOT_DISCRETE = "the model's noise schedule is not one of 1000 discrete steps (eps or v prediction): use such a model."
 
 
@@ -47,11 +49,13 @@ def discrete(sampling: Any) -> bool:
     sigmas = getattr(sampling, "sigmas", None)
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1:
         return False
-    levels = sigmas.float()
-    steps = torch.arange(len(levels), device=levels.device)
+    steps = torch.linspace(0, len(sigmas) - 1, TRIED, device=sigmas.device).round().unique()
+    levels = sigmas.float()[steps.long()]
+    # the host asks for levels one by one, and not every schedule answers otherwise
+    found = torch.tensor([float(sampling.sigma(step)) for step in steps], device=levels.device)
     return (
-        _close(sampling.sigma(steps.float()), levels)
-        and bool((sampling.timestep(levels).float() - steps).abs().max() <= 1)
+        _close(found, levels)
+        and bool((_told(sampling, levels) - steps).abs().max() <= 1)
         and _close(_scaled(sampling, levels), (1 + levels.square()).rsqrt())
     )
 
@@ -62,12 +66,17 @@ def picks(sampling: Any, base: Any) -> bool:
     if not isinstance(levels, Tensor) or levels.ndim != 1:
         return False
     levels = levels.float()
-    told, meant = (s.timestep(levels).float() for s in (sampling, base))
+    told, meant = (_told(s, levels) for s in (sampling, base))
     return (
         bool((told - meant).abs().max() <= 1)
         and _close(_scaled(sampling, levels), _scaled(base, levels))
         and all(_close(_read(sampling, levels, *part), _read(base, levels, *part)) for part in ((1.0, 0.0), (0.0, 1.0)))
     )
+
+
+def _told(sampling: Any, sigmas: Tensor) -> Tensor:
+    """The timesteps that the network is told at each level, (N,)."""
+    return sampling.timestep(sigmas).float().to(sigmas.device)
 
 
 def _scaled(sampling: Any, sigmas: Tensor) -> Tensor:

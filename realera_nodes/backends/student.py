@@ -32,8 +32,10 @@ class PeftStudent:
         self.edited = {name: backend.linear(name).weight for name in self.original}
 
     def predict_noise(self, z: Tensor, t: Tensor, text: TextStates) -> Tensor:
-        half = self.backend.unet.dtype != torch.float32
-        with torch.autocast(self.backend.device.type, dtype=self.backend.unet.dtype, enabled=half):
+        dtype = self.backend.unet.dtype
+        if dtype == torch.float32:  # torch 2.1 refuses that type on a CPU, though switched off
+            return self.backend.predict_noise(z, t, text)
+        with torch.autocast(self.backend.device.type, dtype=dtype):
             return self.backend.predict_noise(z, t, text)
 
     def attention(self, z: Tensor, t: Tensor, text: TextStates, columns: Tensor | None = None) -> AttentionMaps:
