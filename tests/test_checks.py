@@ -266,9 +266,9 @@ def test_a_template_that_swallows_its_phrase(tmp_path: Path) -> None:
     [
         (1e6, [], r"free: lower size"),
         (2e8, ["--set", "neighbors.m=10000"], "lower neighbors.m or neighbors.n"),
-        (2e9, ["--set", "alignment.batch=64", "--size", "256"], "lower alignment.batch or size"),
+        (3e9, ["--set", "alignment.batch=64", "--size", "256"], "lower alignment.batch or size"),
         (2e9, ["--method", "mace", "--set", "suppression.batch=64", "--size", "256"], "lower suppression.batch or size"),
-        (4e8, ["--pictures", "64", "--size", "64"], "lower pictures or size"),
+        (4e7, ["--pictures", "64", "--size", "64"], "lower pictures or size"),
         (
             1.5e9, ["--set", "alignment.trajectories=64", "--set", "alignment.trajectory_steps=1000", "--size", "128"],
             "lower alignment.trajectories",
