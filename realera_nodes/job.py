@@ -19,12 +19,12 @@ from .erasure import ErasureConfig
 from .exports import MAX_RANK, export_checkpoint, export_lora, loras_of, metadata_of, method_name
 from .formats.architecture import PREDICTIONS
 from .formats.atomic import Batch, require_space
-from .formats.checkpoint import Checkpoint, open_checkpoint
+from .formats.checkpoint import Checkpoint, open_checkpoint, planned_bytes
 from .mass_config import MassConfig
 from .methods import Config, Task, method_of
 from .mining import Progress, silent
 from .outcome import Outcome
-from .outputs import check_outputs, hints, left_overs
+from .outputs import hints, left_overs
 from .priors import Prior, read_prior
 from .report.probes import Probe, demo_probes, general_probes, strongest_words
 from .report.report import Outcome as Drawn
@@ -139,7 +139,7 @@ def prepare(job: Job) -> Source:
     source = open_source(job.checkpoint)
     files = planned_files(job, source)
     check_job(job, source, files, prior is not None)
-    size = check_outputs(files, source.checkpoint, job.overwrite)
+    size = planned_bytes(source.checkpoint, files["checkpoint"]) if "checkpoint" in files else 0
     require_space(job.out, size + 64 * 2**20)
     source.checkpoint.prediction(job.prediction)  # of a kind that is supported
     return source

@@ -7,27 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .core.errors import ErasureError
-from .formats.checkpoint import Checkpoint, open_checkpoint, planned_bytes
+from .formats.checkpoint import open_checkpoint
 from .formats.metadata import ErasureMetadata
-from .formats.places import check_folder_target, check_target
 from .formats.stream import SafetensorsFile
 
 #: endings of what any method may have left, beside the checkpoint
 _LORAS = ("-lora.safetensors", "-edit-lora.safetensors")
-
-
-def check_outputs(files: Mapping[str, Path], checkpoint: Checkpoint, overwrite: bool) -> int:
-    """Refuses what could not be written, before any work is done; returns the size of the checkpoint to write.
-
-    Args:
-        files: role -> path; the role "checkpoint" is a folder where ``checkpoint`` is one
-
-    Raises:
-        ErasureError: something is there and ``overwrite`` is False, a folder is in a file's way, a name cannot be, ...
-    """
-    for role, path in files.items():
-        (check_folder_target if role == "checkpoint" and checkpoint.is_folder else check_target)(path, overwrite)
-    return planned_bytes(checkpoint, files["checkpoint"]) if "checkpoint" in files else 0
 
 
 def left_overs(files: Mapping[str, Path], stem: Path, made: ErasureMetadata) -> list[Path]:

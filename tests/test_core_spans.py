@@ -69,7 +69,7 @@ def test_align(span: tuple[int, int], anchor: tuple[int, int], order: list[int])
     assert found.tolist() == order
 
 
-VOCABULARY = {"a": 1, "photo": 2, "of": 3, "the": 4, "dog": 5, "hot": 6, "sky": 7}
+VOCABULARY = {"a": 1, "photo": 2, "of": 3, "the": 4, "dog": 5, "hot": 6, "sky": 7, "{": 8, "}": 9, "{}": 10}
 
 
 def encode(prompts: list[str], pooled: bool = False) -> TextStates:
@@ -94,6 +94,8 @@ def phrase_ids(text: str) -> list[int]:
         ("hot {}", "hot dog", (2, 4)),  # a phrase that begins as the words before end
         ("a {}", "a a", (2, 4)),  # and one that is nothing else
         ("{} of hot dog", "hot dog", (1, 3)),
+        ("{{ sky }} sky of {}", "sky", (6, 7)),  # braces of its own
+        ("{{}} sky {}", "sky", (3, 4)),
         ("{}", "the", (1, 2)),
         ("a photo of {}", "", (4, 4)),
         ("{}", "", (1, 1)),

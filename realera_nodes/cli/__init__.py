@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
-
 import typer
 
 from . import bench, demo, erase, many, mine, studio
@@ -17,9 +14,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 @app.callback()
 def main() -> None:
     """Erase concepts from Stable Diffusion."""
-    for stream in (sys.stdout, sys.stderr):  # a file's name may be what a console's encoding lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 for module in (erase, many, mine, demo, bench, studio):

@@ -18,9 +18,6 @@ from typer.core import TyperGroup
 
 from ..core.errors import ErasureError
 
-for stream in (sys.stdout, sys.stderr):  # a console or file of one code page lacks letters: better a ? than a traceback
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")
 CANCELLED = "cancelled: no file is half-written, the model is untouched."
 #: phrases, folders and files are shown as they are: [bold] and :airplane: are words like others
 console = Console(markup=False, emoji=False, highlight=False)
@@ -92,10 +89,13 @@ class Commands(TyperGroup):
                     part.help = escape(part.help)  # type: ignore[attr-defined]
         return command
 
-    def invoke(self, ctx: Any) -> Any:
-        for stream in (sys.stdout, sys.stderr):  # names of files may hold what no terminal can show
-            if hasattr(stream, "reconfigure"):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a console or file of one code page lacks letters of words and of files' names
+            if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
         with friendly():
             return super().invoke(ctx)
 

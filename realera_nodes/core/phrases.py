@@ -16,8 +16,8 @@ from .errors import ErasureError
 
 #: characters; an encoder reads 75 tokens, and a byte-pair tokenizer takes quadratic time over one endless word
 LONGEST = 1000
-_ESCAPED = re.compile(r"\\([()\[\]{}])")
-_ESCAPED_IN_TEMPLATES = re.compile(r"\\([()\[\]])")  # its braces are its own
+_ESCAPED = re.compile(r"\\+([()\[\]{}])")  # several, where they were escaped again on their way: what is spelled stays so
+_ESCAPED_IN_TEMPLATES = re.compile(r"\\+([()\[\]])")  # its braces are its own
 _JOINERS = "\u200c\u200d"
 #: no picture of their own, though Unicode counts them among letters, marks or symbols
 _BLANK = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u2800", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10)),

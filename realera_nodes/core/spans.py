@@ -61,7 +61,8 @@ def template_span(ids: Sequence[int], template: str, phrase: str, phrase_ids: Ca
         ErasureError: the phrase is not read as its own words there.
     """
     wanted = list(phrase_ids(phrase)) if phrase.strip() else []
-    start = 1 + len(phrase_ids(template.partition("{}")[0]))
+    mark = "\0"  # in no text: a template may hold braces that are doubled, as its own
+    start = 1 + len(phrase_ids(template.format(mark).partition(mark)[0]))
     if list(ids[start : start + len(wanted)]) == wanted:
         return start, start + len(wanted)
     # a tokenizer may read the words before by what follows them; where nothing repeats the phrase, its place is plain
