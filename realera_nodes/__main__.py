@@ -20,12 +20,14 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Runs a command; exit code 1 after an error of the user's or of the output's, 130 after Ctrl-C."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a background job ignores it
+    loading = before is signal.default_int_handler  # a background job ignores it
+    if loading:
         signal.signal(signal.SIGINT, _leave)
     from .cli import app
     from .cli.common import explained, fail, silence
 
-    signal.signal(signal.SIGINT, before)
+    if loading:
+        signal.signal(signal.SIGINT, before)
     code: int | str | None = 0
     try:
         app()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,17 @@ def read_or(path: Path, read: Callable[[Path], T], what: str) -> T | None:
     except (ErasureError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         say(f"{what} in {path} cannot be used ({error}): made anew.")
         return None
+
+
+def forget(path: Path) -> None:
+    """A cached file or folder is not needed any more; where it cannot be deleted, it stays."""
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        say(f"{path} is not needed any more and cannot be deleted ({error.strerror}).")
 
 
 def keep(path: Path, write: Callable[[Path], None], what: str) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .cache import forget
 from .checks import check_job, check_loaded
 from .core.concepts import Concept, Preserved, check_lists
 from .core.errors import ErasureError
@@ -236,7 +237,7 @@ def run(job: Job, progress: Progress = silent, watch: Watch | None = None) -> di
         for name, data in watch.beside.items():
             with batch.file(job.out / name) as f:
                 f.write(data)
-    kept.unlink(missing_ok=True)
+    forget(kept)
     answers.forget()
     return table
 
@@ -247,8 +248,8 @@ def _erase(
     """The job's method, from where an earlier run of it stopped."""
     shelf, prior = None, prior_of(job)
     if isinstance(job.config, MassConfig):
-        shelf = FolderShelf.of(job.concepts, job.retained, job.config, Base.of(source.checkpoint, sha256, job.prediction),
-                                prior=prior)  # fmt: skip
+        base = Base.of(source.checkpoint, sha256, job.prediction, job.size)
+        shelf = FolderShelf.of(job.concepts, job.retained, job.config, base, prior=prior)
     task = Task(
         backend, job.concepts, job.config, job.retained, progress, state_path(job, sha256), shelf, prior,
         partial(watch.on_state, backend), answers,

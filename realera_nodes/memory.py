@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,12 @@ def require_memory(backend: Any, needs: list[Need]) -> None:
             raise ErasureError(
                 f"{need.what} needs about {need.size / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: {need.advice}."
             )
+
+
+def free_memory() -> None:
+    """Gives back what no object holds any more, a GPU's cache too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -23,7 +23,7 @@ OnConcept = Callable[[str, int, int], None]
 def shelf_of(job: Job, folder: Path | None = None) -> FolderShelf:
     """The shelf of a job's concepts, without loading the model."""
     assert isinstance(job.config, MassConfig)
-    base = Base.of(open_source(job.checkpoint).checkpoint, prediction=job.prediction)
+    base = Base.of(open_source(job.checkpoint).checkpoint, prediction=job.prediction, size=job.size)
     return FolderShelf.of(job.concepts, job.retained, job.config, base, folder, prior_of(job))
 
 

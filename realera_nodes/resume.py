@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .cache import cached, keep, read_or
+from .cache import cached, forget, keep, read_or
 from .core.concepts import Concept
 from .core.training import TrainState
 from .formats.stream import SafetensorsFile, write_tensors
@@ -65,7 +64,7 @@ class Answers:
     def forget(self) -> None:
         """The job is done."""
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            forget(self.folder)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from .core.concepts import Concept, Preserved
 from .core.errors import ErasureError
-from .core.phrases import shown
+from .core.phrases import shown, told
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,14 +52,14 @@ def concepts_from(rows: Any) -> list[Concept]:
             if not isinstance(row.get(key), str):
                 raise ErasureError(f'a concept in the config lacks its {key}: write {key} = "...".')
         if not isinstance(row.get("kind", ""), str):
-            raise ErasureError(f'kind of "{row["phrase"]}" must be a word, not {row["kind"]!r}: mend the value.')
+            raise ErasureError(f'kind of "{row["phrase"]}" must be a word, not {told(row["kind"])}: mend the value.')
         values = dict(row)
         values["preserve"] = _preserved(row)
         for key in ("aliases", "templates"):
             if key in values:
                 if not _are_words(values[key]):
                     raise ErasureError(
-                        f'{key} of "{row["phrase"]}" must be a list of words, not {shown(repr(row[key]))}: mend the value.'
+                        f'{key} of "{row["phrase"]}" must be a list of words, not {told(row[key])}: mend the value.'
                     )
                 values[key] = tuple(values[key])
         found.append(Concept(**values))
@@ -77,7 +77,7 @@ def _preserved(row: Mapping[str, Any], key: str = "preserve") -> tuple[Preserved
     if not fits:
         wanted = 'a list of words or of { phrase = "...", weight = 1.0 }'
         where = f'{key} of "{row["phrase"]}"' if key == "preserve" else key
-        raise ErasureError(f"{where} must be {wanted}, not {shown(repr(rows))}: mend the value.")
+        raise ErasureError(f"{where} must be {wanted}, not {told(rows)}: mend the value.")
     return tuple(Preserved(**table) for table in tables)
 
 
@@ -166,8 +166,8 @@ def _typed(kind: type, key: str, value: Any, prefix: str) -> Any:
             raise ErasureError(f"{prefix}{key} must be float, and a number that long is too large: mend the value.") from error
     if wanted in (int, float, bool, str):
         if type(value) is not wanted:
-            raise ErasureError(f"{prefix}{key} must be {wanted.__name__}, not {shown(repr(value))}: mend the value.")
+            raise ErasureError(f"{prefix}{key} must be {wanted.__name__}, not {told(value)}: mend the value.")
         return value
     if _are_words(value):
         return tuple(value)
-    raise ErasureError(f"{prefix}{key} must be a list of words, not {shown(repr(value))}: mend the value.")
+    raise ErasureError(f"{prefix}{key} must be a list of words, not {told(value)}: mend the value.")

@@ -33,6 +33,7 @@ class Base:
         sha256: what tells it from other models; name: what people call it
         metadata: its file's
         prediction: "epsilon" or "v_prediction", if it is known
+        size: side of the pictures in pixels that they are trained on; None: the model's own
     """
 
     projections: tuple[str, ...]
@@ -41,14 +42,16 @@ class Base:
     name: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     prediction: str | None = None
+    size: int | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, sha256: str = "", prediction: str | None = None) -> Base:
+    def of(cls, checkpoint: Checkpoint, sha256: str = "", prediction: str | None = None, size: int | None = None) -> Base:
         """A checkpoint's, whose file is hashed for it where ``sha256`` is not known yet; ``prediction`` if not as it says."""
         architecture = checkpoint.architecture
         names = tuple(architecture.projections)
         predicts = checkpoint.prediction(prediction).type
-        return cls(names, architecture.kind, sha256 or checkpoint.sha256(), checkpoint.path.name, checkpoint.metadata, predicts)
+        sha256 = sha256 or checkpoint.sha256()
+        return cls(names, architecture.kind, sha256, checkpoint.path.name, checkpoint.metadata, predicts, size)
 
 
 #: raised where LoRAs of the same settings come out otherwise than before: finished ones are then trained anew
@@ -77,7 +80,15 @@ class FolderShelf:
         settings = as_table(config)
         for unused in ("fusion", "alignment" if config.method == "mace" else "suppression"):
             del settings[unused]  # they do not change a LoRA
-        facts = [RULES, base.sha256, settings, [described(c) for c in concepts], [asdict(p) for p in retained]]
+        facts = [
+            RULES,
+            base.sha256,
+            base.prediction,
+            base.size,
+            settings,
+            [described(c) for c in concepts],
+            [asdict(p) for p in retained],
+        ]
         facts += [prior_hash(prior)] if prior else []
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return cls(where, key, base, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,33 @@ DAMAGES = {
     "a page": lambda b: b"<html>login</html>",
     "another file": lambda b: (2).to_bytes(8, "little") + b"{}",
 }
+
+
+@pytest.mark.parametrize("other", [{"prediction": "v_prediction"}, {"size": 768}, {"sha256": "1" * 64}])
+def test_a_model_that_is_used_otherwise_has_other_loras(tmp_path: Path, other: dict) -> None:
+    base = Base((NAME,), "sd1", "0" * 64, "model")
+    paths = [
+        FolderShelf.of([Concept("cat", "dog")], [], MassConfig("mace"), b, tmp_path).path(Concept("cat", "dog"))
+        for b in (base, replace(base, **other))
+    ]
+    assert paths[0] != paths[1]
+
+
+def test_what_is_not_needed_any_more_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    for path in (tmp_path / "file", tmp_path / "folder" / "file"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    cache.forget(tmp_path / "file")
+    cache.forget(tmp_path / "folder")
+    cache.forget(tmp_path / "never there")
+    assert list(tmp_path.iterdir()) == []
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    cache.forget(tmp_path / "kept")
+    assert "cannot be deleted (read-only)" in caplog.text
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

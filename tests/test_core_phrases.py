@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from realera_nodes.core.concepts import Concept, Preserved, check_together
 from realera_nodes.core.errors import ErasureError
-from realera_nodes.core.phrases import folded, phrase_of, same, spelled, template_of
+from realera_nodes.core.phrases import folded, phrase_of, same, spelled, template_of, told
 from realera_nodes.core.prior import captions
 from realera_nodes.core.uce import UceConfig
 from realera_nodes.settings import concepts_from, retained_from
@@ -111,6 +111,13 @@ def test_marks_of_the_tokenizer_are_no_words(text: str) -> None:
 def test_other_things_are_no_phrase(text) -> None:
     with pytest.raises(ErasureError, match="must be words"):
         Concept(text, "sky")
+
+
+@pytest.mark.parametrize("value", [16**5000, [16**5000], {"a": [1, 16**5000]}])
+def test_numbers_that_python_refuses_to_write_are_told_all_the_same(value) -> None:
+    assert "digits" in told(value)
+    with pytest.raises(ErasureError, match="digits"):
+        phrase_of(value, "empty")
 
 
 def test_templates_keep_their_braces() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def copied_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(expand.ASSETS, assets)
     monkeypatch.setattr(expand, "ASSETS", assets)
     monkeypatch.setattr(expand, "MANIFEST", assets / "manifest.json")
-    monkeypatch.setattr(expand, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return assets
 
 
@@ -125,6 +126,16 @@ def test_the_cache_is_used_again(copied_assets: Path, monkeypatch: pytest.Monkey
     assert expand.checkpoint_path() == first
 
 
+@pytest.mark.parametrize("cut", [100, 100_000])
+def test_a_damaged_expansion_is_made_anew(copied_assets: Path, cut: int) -> None:
+    first = expand.checkpoint_path()
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-cut])
+    expand._complete.cache_clear()
+    assert expand.checkpoint_path() == first
+    assert first.read_bytes() == whole
+
+
 def test_what_another_process_expanded_meanwhile_stays(tmp_path: Path) -> None:
     target = tmp_path / "realera-demo"
 
@@ -143,7 +154,7 @@ def test_a_move_that_fails_for_another_reason_is_an_error(tmp_path: Path, monkey
     def refuse(*_: object) -> None:
         raise PermissionError("no")
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     for over in (True, False):
         with pytest.raises(PermissionError):
             expand._whole_or_nothing(tmp_path / "x", lambda p: p.touch(), None, over=over)

@@ -309,7 +309,8 @@ def test_text_widgets_become_concepts(nodes) -> None:
 def test_graphs_of_earlier_versions_still_load_and_run(nodes) -> None:
     """Widgets that came later are optional and last: values go by their order, and inputs that are missing by their names."""
     later = {"RealEra_Uce": ["kept_tokens", "keep_empty"], "RealEra_TrainEsd": ["left_out"],
-             "RealEra_TrainSuppression": ["prompts"], "RealEra_EraseMany": ["prompts"]}  # fmt: skip
+             "RealEra_TrainSuppression": ["prompts"], "RealEra_EraseMany": ["prompts"],
+             "RealEra_ClosedForm": ["head"]}  # fmt: skip
     for key, names in later.items():
         widgets = [i for i in nodes[key][1].inputs if i.default is not None]
         assert [i.id for i in widgets[-len(names) :]] == names

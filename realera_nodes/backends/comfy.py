@@ -22,9 +22,10 @@ from ..core.adapters import AdapterSettings, Factors, merged
 from ..core.alignment import Trajectories
 from ..core.errors import ErasureError
 from ..core.esd import denoised
+from ..core.noise import start_noise
 from ..core.spans import TextStates
 from ..formats.prediction import EPSILON, V
-from .comfy_sampling import SCHEDULE, trained_schedule
+from .comfy_sampling import SCHEDULE, predicted, trained_schedule
 from .comfy_student import HookStudent, freeze_quantised, thaw
 from .comfy_text import ComfyText
 from .comfy_weights import SUPPORTED, EffectiveWeights, finite, key_patches, layer_keys, parameter_keys, plain
@@ -33,9 +34,10 @@ from .full_weights import FullWeights, full_weights
 KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
-def prediction_of(model: Any) -> str:
-    """What a MODEL's network predicts: "epsilon" or "v_prediction"."""
-    return V if model.model.model_type == comfy.model_base.ModelType.V_PREDICTION else EPSILON
+def prediction_of(model: Any) -> str | None:
+    """What a MODEL's network is read to predict, also under a sampling patch: "epsilon", "v_prediction"; None: something else."""
+    found = predicted(model.get_model_object(SCHEDULE))
+    return {"eps": EPSILON, "v": V}.get(found)
 
 
 class ComfyBackend:
@@ -70,8 +72,8 @@ class ComfyBackend:
         self._student: HookStudent | FullWeights | None = None
 
     @property
-    def prediction(self) -> str:
-        """ "epsilon" or "v_prediction"."""
+    def prediction(self) -> str | None:
+        """ "epsilon" or "v_prediction"; None: something else."""
         return prediction_of(self.patcher)
 
     def _native_side(self) -> int:
@@ -198,9 +200,8 @@ class ComfyBackend:
     # pictures
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Start noise (N, 4, h, w): a seed gives the same in any batch."""
-        h = self.side // 8
-        return torch.stack([torch.randn(4, h, h, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        """Start noise (N, 4, h, w), as ``start_noise`` makes it."""
+        return start_noise(seeds, self.side // 8)
 
     def sample(
         self, prompts: Sequence[str], noise: Tensor, steps: int, guidance: float,

@@ -15,13 +15,15 @@ from ..core.errors import ErasureError
 from ..mass_config import MassConfig
 from ..priors import Prior
 from ..shelf import Base, FolderShelf
+from .comfy_sampling import SCHEDULE
 
 PRIORS = "realera_priors"
 
 
 def fingerprint(backend: Any) -> str:
-    """Names the network and the text encoder as they are used, LoRAs and edits upstream among them."""
-    digest = hashlib.sha256(f"{backend.model_hash()} {backend.encoder_hash()} {backend.side}".encode())
+    """Names network, noise schedule and text encoder as they are used, LoRAs and edits upstream among them."""
+    digest = hashlib.sha256(f"{backend.model_hash()} {backend.encoder_hash()} {backend.side} {backend.prediction}".encode())
+    _digest(backend.patcher.get_model_object(SCHEDULE).sigmas, digest)
     for key, patches in sorted(backend.patcher.patches.items()):
         digest.update(key.encode())
         for patch in patches:

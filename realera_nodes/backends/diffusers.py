@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.adapters import AdapterSettings, Factors, merged
 from ..core.alignment import Trajectories
 from ..core.errors import ErasureError
+from ..core.noise import start_noise
 from ..core.spans import TextStates
 from ..formats.architecture import KINDS, SUPPORTED
 from .diffusers_text import DiffusersText
@@ -185,10 +186,8 @@ class DiffusersBackend(DiffusersText):
             self.pipe.scheduler = kept
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Start noise (N, 4, h, w): a seed gives the same in any batch. After the largest seed comes 0."""
-        h = self.side // self.pipe.vae_scale_factor
-        wrapped = [s - 2**64 if s >= 2**64 else s for s in seeds]
-        return torch.stack([torch.randn(4, h, h, generator=torch.Generator().manual_seed(s)) for s in wrapped])
+        """Start noise (N, 4, h, w), as ``start_noise`` makes it."""
+        return start_noise(seeds, self.side // self.pipe.vae_scale_factor)
 
     def alphas(self) -> Tensor:
         """Cumulative products of the noise schedule, (1000,)."""

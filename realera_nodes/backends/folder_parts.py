@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import ErasureError
+from ..core.errors import ErasureError, says_out_of_memory
 from ..formats.architecture import SUPPORTED
 from ..formats.checkpoint import Checkpoint
 from ..formats.folder import index_of, parts_of, read_index, read_json, require_part, walk, weights_of
@@ -66,6 +66,8 @@ def said_by(folder: Path, part: str) -> Iterator[None]:
     except (ErasureError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
+        if says_out_of_memory(error):
+            raise
         raise _unloadable(folder, part, error) from error
 
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
-from ..core.errors import ErasureError
+from ..core.errors import ErasureError, says_out_of_memory
 
 CANCELLED = "cancelled: no file is half-written, the model is untouched."
 #: phrases, folders and files are shown as they are: [bold] and :airplane: are words like others
@@ -36,19 +36,11 @@ def explained(error: BaseException) -> Exception | None:
     """What a user can mend, as an error that says it in a sentence; None for an error of the program."""
     if isinstance(error, ModuleNotFoundError):
         return RuntimeError(f'{error.name} is not installed: run pip install "realera-nodes[headless]".')
-    if isinstance(error, MemoryError) or _says_out_of_memory(error):
+    if isinstance(error, MemoryError) or says_out_of_memory(error):
         return RuntimeError("there is too little memory for this: lower --size, --pictures or a batch, or close other programs.")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
         return RuntimeError("there is no space left to write to: free some, or choose another place.")
     return error if isinstance(error, ErasureError | OSError) else None
-
-
-def _says_out_of_memory(error: BaseException) -> bool:
-    """Torch's allocators raise plain RuntimeErrors."""
-    told = str(error).casefold()
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in told or "out of memory" in told or "can't allocate" in told
-    )
 
 
 @contextmanager

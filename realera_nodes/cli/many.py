@@ -50,6 +50,7 @@ def erase_many_command(
     """Erase many concepts at once (MACE). A stopped run goes on: finished concepts are not trained again."""
     from ..checks import check_loaded
     from ..job import Job, load, prepare, probes_of
+    from ..memory import free_memory
     from ..parallel import shelf_of, train_all
 
     with friendly():
@@ -73,9 +74,11 @@ def erase_many_command(
         source = prepare(job)
         check_executor(executor, jobs)
         if config.fusion != "none":
-            check_loaded(job, load(job, source), probes_of(job))  # before hours of training, whose processes load it themselves
             shelf = shelf_of(job)
             there = sum(shelf.path(c).exists() for c in concepts)
+            if there < len(concepts):
+                check_loaded(job, load(job, source), probes_of(job))  # before hours of training
+                free_memory()  # the processes that train load the model themselves
             console.print(f"{len(concepts)} concepts, {there} of them finished earlier", highlight=False)
             train_all(job, jobs, executor, _line)
         run_job(job, dry_run=False)

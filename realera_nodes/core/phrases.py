@@ -109,12 +109,15 @@ def told(value: Any) -> str:
     """A setting's value, for sentences about it."""
     if isinstance(value, int) and value.bit_length() > 200:  # Python itself refuses to write very long ones
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
-    return shown(spelled(repr(value)))
+    try:
+        return shown(spelled(repr(value)))
+    except ValueError:
+        return f"a {type(value).__name__} with numbers of thousands of digits"
 
 
 def _text(text: Any, what: str) -> str:
     if not isinstance(text, str):
-        raise ErasureError(f"{what} must be words, not {shown(repr(text))}: write them as text.")
+        raise ErasureError(f"{what} must be words, not {told(text)}: write them as text.")
     if len(text) > LONGEST:
         raise ErasureError(f'{what} has {len(text)} characters ("{shown(spelled(text[:80]), 40)}..."), '
                            "and a text encoder reads 75 tokens: shorten it.")  # fmt: skip

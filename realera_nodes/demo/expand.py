@@ -11,15 +11,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..cache import cached
+from ..cache import cached, say
 from ..core.errors import ErasureError
-from ..formats.stream import sha256_of, write_tensors
+from ..formats.stream import SafetensorsFile, sha256_of, write_tensors
 from ..formats.windows import replace
 from . import clip_text, layout
 from .bpe import write_tokenizer
@@ -59,6 +60,10 @@ MODEL_INDEX = {
     "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderTiny"],
 }  # fmt: skip
+
+
+#: files of the pipeline that hold weights
+PARTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 
 
 class DemoAssetError(ErasureError):
@@ -186,7 +191,20 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
     path = cached(expected[:16], name)
     if not path.exists():
         _whole_or_nothing(path, write, expected, over=False)
+    elif not _complete(path):
+        say(f"{path} is damaged: made anew.")
+        _whole_or_nothing(path, write, expected)
     return path
+
+
+@lru_cache
+def _complete(path: Path) -> bool:
+    """Whether files are as long as they say; looked at once a process. Its whole hash would take a second at every start."""
+    files = [path] if path.is_file() else [path / f"{part}.safetensors" for part in PARTS]
+    try:
+        return all(SafetensorsFile.open(file).entries for file in files)
+    except ErasureError:
+        return False
 
 
 def checkpoint_path() -> Path:

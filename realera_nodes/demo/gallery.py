@@ -125,7 +125,7 @@ def draw_gallery(out: Path, steps: int, seed: int, console: Console, each: int =
     together = max(1, 16 // each)
     for start in track(range(0, len(rows), together), description="sampling", console=console):
         part = rows[start : start + together]
-        seeds = [(seed + i) % 2**64 if seed >= 0 else seed + i for i in range(each)] * len(part)
+        seeds = [seed + i for i in range(each)] * len(part)
         pictures = sample(pipe, [prompt for _, prompt, _ in part for _ in range(each)], seeds, steps).split(each)
         for (label, prompt, expected), shown in zip(part, pictures, strict=True):
             seen, _, _ = judge(net, shown)

@@ -11,7 +11,7 @@ from typing import Any
 from ..cli.erase import concepts_of
 from ..core.concepts import Concept, Preserved, check_lists, check_together
 from ..core.errors import ErasureError
-from ..core.phrases import spelled
+from ..core.phrases import spelled, told
 from ..core.settings import check_settings, choice, number
 from ..erasure import ErasureConfig
 from ..job import Job
@@ -96,12 +96,12 @@ def from_table(table: Mapping[str, Any]) -> Request:
             raise ErasureError(f'a request has no "{key}": choose from {", ".join(known)}.')
         if isinstance(known[key], tuple):
             if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-                raise ErasureError(f"{key} must be a list of words, not {value!r}: mend the value.")
+                raise ErasureError(f"{key} must be a list of words, not {told(value)}: mend the value.")
             value = tuple(value)
         elif isinstance(known[key], float) and type(value) in (int, float):
             value = float(value)
         elif type(value) is not type(known[key]):
-            raise ErasureError(f"{key} must be {type(known[key]).__name__}, not {value!r}: mend the value.")
+            raise ErasureError(f"{key} must be {type(known[key]).__name__}, not {told(value)}: mend the value.")
         values[key] = value
     return Request(**values)
 
