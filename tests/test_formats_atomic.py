@@ -147,6 +147,18 @@ def test_full_disk_while_writing(tmp_path: Path, way: str) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_an_error_inside_a_folder_names_where_it_was_to_go(tmp_path: Path) -> None:
+    def full() -> None:
+        with atomic.atomic_folder(tmp_path / "model") as folder, atomic.atomic_file(folder / "unet" / "a"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ErasureError, match="no space left") as told:
+        full()
+    assert str(tmp_path / "model" / "unet" / "a") in str(told.value)
+    assert "partial" not in str(told.value)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_full_disk_when_the_buffer_is_written(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fdopen

@@ -135,6 +135,8 @@ SPEC = "modelspec__prediction_type"
     ("sdxl", (), None, {SPEC: "epsilon", "ss_zero_terminal_snr": "True"}, EPSILON, False, 1),
     ("sdxl", (), None, {"ss_v_parameterization": "True"}, V, False, 0),
     ("sdxl", (), None, {"ss_v_parameterization": "False", SPEC: "v"}, V, False, 1),
+    ("sdxl", (), None, {"modelspec__predict_key": "v"}, V, False, 0),
+    ("sdxl", (), None, {"modelspec__predict_key": "epsilon", SPEC: "v"}, V, False, 1),
     ("sdxl", (), None, {SPEC: "something new"}, EPSILON, False, 1),
     ("sd1", (), None, {SPEC: "v"}, V, False, 0),
     ("sd1", ("v_pred",), None, {}, V, False, 0),

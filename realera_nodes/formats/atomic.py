@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ..core.errors import ErasureError
 from . import windows
 from .draft import _NO_TMPFILE, Draft, _open_nameless, remove, sync_folder, temporary  # noqa: F401 tests ask for them here
 from .places import NO_SPACE, check_folder_target, check_place, check_target, exists, explained, require_space
@@ -103,6 +104,8 @@ class Batch:
         try:
             yield draft
             draft.finish()
+        except ErasureError as error:  # of a file inside, by the hidden name that the folder still has
+            raise ErasureError(str(error).replace(str(draft.partial), str(target))) from error
         except OSError as error:
             if error.filename is not None and error.errno not in NO_SPACE:
                 raise  # of another file, such as the one that is copied

@@ -44,7 +44,8 @@ def prediction_of_file(file: SafetensorsFile, kind: str, given: str | None = Non
     """What a single file's model predicts.
 
     Believed is, in this order: what the user says; the keys ``v_pred`` and ``ztsnr``, which hosts look for;
-    modelspec.prediction_type and ss_v_parameterization; the weights (SD2, as ComfyUI looks at them); modelspec.architecture.
+    modelspec.prediction_type, modelspec.predict_key and ss_v_parameterization; the weights (SD2, as ComfyUI looks at them);
+    modelspec.architecture.
     A file that says nothing predicts epsilon.
 
     Args:
@@ -80,6 +81,9 @@ def _statements(file: SafetensorsFile, kind: str) -> tuple[list[tuple[str, str]]
     elif word and word not in _OTHERS:
         doubts.append(f'{file.path.name}: its modelspec.prediction_type "{word[:40]}" is not known and was passed over; '
                       "--prediction decides.")  # fmt: skip
+    key = texts.get("modelspec.predict_key", "").strip().casefold()  # as ComfyUI writes it into what it saves
+    if key in _WORDS:
+        said.append((_WORDS[key], "its modelspec.predict_key"))
     if "ss_v_parameterization" in texts:
         said.append((V if _true(texts["ss_v_parameterization"]) else EPSILON, "its ss_v_parameterization"))
     if kind == "sd2" and (deviation := _deviation(file)) is not None:
