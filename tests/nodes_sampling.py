@@ -50,7 +50,8 @@ def host_node(model: Any, module: str, name: str, inputs: dict[str, Any]) -> Any
     """A node of the host on a model, of either schema."""
     cls = getattr(importlib.import_module(f"comfy_extras.nodes_{module}"), name)
     if hasattr(cls, "define_schema"):
-        return cls.execute(model=model, **inputs).result[0]
+        given = cls.execute(model=model, **inputs)
+        return getattr(given, "result", given)[0]
     return getattr(cls(), cls.FUNCTION)(model=model, **inputs)[0]
 
 
@@ -151,16 +152,16 @@ def asked(model: Any, clip: Any, vae: Any, nodes: dict[str, Any]) -> dict[str, A
     from realera_nodes.core.errors import ErasureError
 
     one = {"model": model, "clip": clip, "concepts": (concept(),)}
-    found: dict[str, Any] = {"closed form": said(lambda: execute(nodes["ClosedForm"], **one))}
-    found["train"] = said(lambda: execute(nodes["TrainLora"], **one, steps=2, preview_every=2))
-    found["report"] = said(lambda: execute(nodes["Report"], **one, vae=vae, model_before=model))
+    backend = ComfyBackend(model, clip, vae, side=64)
+    edited = execute(nodes["ClosedForm"], **one).result[0]  # which asks the network nothing
+    found: dict[str, Any] = {"kept": edited.object_patches.keys() == model.object_patches.keys()}
+    found["train"] = said(lambda: execute(nodes["TrainLora"], **one, steps=2, guidance=1.0))
+    found["pictures"] = said(lambda: backend.pictures(["a photo of the cat"], [0], steps=2))
     try:
         with torch.no_grad():
-            found |= told(ComfyBackend(model, clip, side=64))
+            found |= told(backend)
     except ErasureError as error:
         found["refused"] = str(error)
-    edited = execute(nodes["ClosedForm"], **one).result[0]
-    found["kept"] = edited.object_patches.keys() == model.object_patches.keys()
     return found
 
 
