@@ -268,7 +268,7 @@ def test_the_papers_surfaces_are_within_the_settings_ranges() -> None:
         (("--executor", "slurm"), "local, ray"),
         (("--jobs", "0"), "jobs is 0"),
         (("--pictures", "0"), "pictures is 0"),
-        (("--steps", "0"), "steps between 1 and 1000"),
+        (("--steps", "0"), "steps is 0: it must lie between 1 and 1000"),
         (("--split", "tuning"), "for the embedded model"),
         (("--surface", "d-s"), "--surface is for bench ablation"),
         (("--surface-x", "1,2"), "say which"),

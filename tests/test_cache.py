@@ -168,6 +168,7 @@ def test_the_embedded_model_needs_no_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     monkeypatch.setattr(expand, "manifest", lambda: {"expanded": {"x": "0" * 64}})
     monkeypatch.setattr(expand, "tree_hash", lambda path: "0" * 64)
+    monkeypatch.setattr(expand, "_complete", Path.is_file)
     path = expand._cached("x", lambda p: p.write_text("whole"))
     assert path.read_text() == "whole"
     assert expand._cached("x", lambda p: pytest.fail("it was written again")) == path

@@ -262,7 +262,7 @@ def test_ctrl_c_in_mid_training_leaves_no_file_and_the_state_to_go_on_from(tmp_p
         assert process.wait(60) == 130
     assert "cancelled" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
-    assert not list(out.iterdir()), "nothing half-written stays"
+    assert not out.exists(), "nothing half-written stays"
     assert sha256_of(checkpoint) == before
     states = list((cache / "realera-nodes" / "training").iterdir())
     assert [p.suffix for p in states] == [".safetensors"], "one whole state, no temporary file"

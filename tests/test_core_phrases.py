@@ -113,7 +113,7 @@ def test_other_things_are_no_phrase(text) -> None:
         Concept(text, "sky")
 
 
-@pytest.mark.parametrize("value", [16**5000, [16**5000], {"a": [1, 16**5000]}])
+@pytest.mark.parametrize("value", [16**5000, [16**5000], {"a": [1, 16**5000]}], ids=["number", "list", "table"])
 def test_numbers_that_python_refuses_to_write_are_told_all_the_same(value) -> None:
     assert "digits" in told(value)
     with pytest.raises(ErasureError, match="digits"):

@@ -157,7 +157,7 @@ def test_damaged_answers_are_asked_for_anew(harm: str, tmp_path: Path, asked: As
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, asked: Asked) -> None:
     made = job(tmp_path / "out", "realera")
-    place(made).parent.mkdir(parents=True)
+    place(made).parent.mkdir(parents=True, exist_ok=True)
     place(made).write_text("a file where the folder would be")
     run(made)
     assert planned_files(made, open_source(made.checkpoint))["lora"].exists()

@@ -14,9 +14,9 @@ from realera_nodes.mass import erase_many
 from realera_nodes.mass_config import MassConfig
 from tools.mixed_kinds import CONCEPTS, SAMPLERS, drawn
 
-#: the paper's settings but for fewer contexts, pictures and steps
+#: the paper's settings but for fewer pictures and steps
 SMALL = MassConfig(
-    refinement=RefinementConfig.for_kind("person", contexts=10),
+    refinement=RefinementConfig.for_kind("person"),
     suppression=SuppressionConfig(steps=20, images=2, image_steps=10, guidance=5.0),
 )
 #: prompt -> what the classifier sees in it under the original model: (concept, style)

@@ -55,7 +55,7 @@ class RefinementConfig:
     lambda_1: float = number(1e-4, 0, 1000, 1e-7)
     lambda_2: float = number(1e-4, 0, 1000, 1e-7)
     lambda_3: float = number(1.0, 0, 1000, 0.1)
-    mu: float = number(0.0, 0, 10_000, 0.1)
+    mu: float = number(0.0, 0, 1_000_000, 0.1)
     prior_rows: float = number(CAPTION_ROWS, 0, 1e12, 1)
     double_scale: bool = False
     contexts: int = number(30, 1, 30)
