@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_nothing_behind(copied_assets: Path, tmp_path: Path, 
     monkeypatch.setattr(expand, "write_tensors", full_disk)
     result = RUNNER.invoke(app, ["demo-model", "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
-    assert "No space left" in result.stderr
+    assert "no space left" in result.stderr
     assert not files_under(tmp_path / "cache")
     assert not (tmp_path / "out").exists()
 

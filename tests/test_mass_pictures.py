@@ -14,10 +14,10 @@ from realera_nodes.mass import erase_many
 from realera_nodes.mass_config import MassConfig
 from tools.mixed_kinds import CONCEPTS, SAMPLERS, drawn
 
-#: the paper's settings but for fewer pictures and steps
+#: fewer contexts, pictures and steps than the paper's, which reach the person with one prompt and a prior of 30,000 captions only
 SMALL = MassConfig(
-    refinement=RefinementConfig.for_kind("person"),
-    suppression=SuppressionConfig(steps=20, images=2, image_steps=10, guidance=5.0),
+    refinement=RefinementConfig.for_kind("person", contexts=10, prior_rows=2_310_000.0),
+    suppression=SuppressionConfig(steps=20, images=2, image_steps=10, guidance=5.0, prompts=1),
 )
 #: prompt -> what the classifier sees in it under the original model: (concept, style)
 PROMPTS = {

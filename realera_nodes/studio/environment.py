@@ -21,15 +21,15 @@ from pathlib import Path
 FOLDER = ".studio"
 #: of the studio, as pyproject.toml has them under requirements, headless and studio; PyTorch is the WebUI's
 STUDIO = ("numpy>=1.25", "safetensors>=0.4.2", "pillow>=10", "platformdirs>=4", "diffusers>=0.31", "transformers>=4.41",
-          "accelerate>=0.30", "peft>=0.12", "typer>=0.12", "rich>=13", "matplotlib>=3.8", "psutil>=5.9",
-          "tomli>=2; python_version < '3.11'", "gradio>=6", "plotly>=6")  # fmt: skip
+          "accelerate>=0.30", "peft>=0.12", "typer>=0.12", "rich>=13", "matplotlib>=3.8", "tomli>=2; python_version < '3.11'",
+          "gradio>=6", "plotly>=6")  # fmt: skip
 #: the newest that still run on PyTorch before 2.4, which WebUIs have, and what fits them: transformers before 4.50 needs
 #: huggingface-hub before 1, which gradio 6.17 was the last to take. Without that pip loads every newer gradio, 31 MB each, to
 #: find that out; a requirement instead of a constraint would come too late, after the newest was loaded
 FOR_OLD_TORCH = ("transformers<4.50", "diffusers<0.33", "peft<0.15", "accelerate<1.4", "numpy<2", "huggingface-hub<1",
                  "gradio<6.18", "pandas<3.1")  # fmt: skip
 #: these ask for PyTorch, which pip would load anew; what else they ask for is installed with the others
-ASK_FOR_TORCH, THEIR_OTHERS = ("accelerate", "peft"), ("pyyaml",)
+ASK_FOR_TORCH, THEIR_OTHERS = ("accelerate", "peft"), ("psutil", "pyyaml")
 
 
 class InstallError(Exception):
