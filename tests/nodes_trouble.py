@@ -200,7 +200,8 @@ def files(backend: Any, nodes: dict[str, Any]) -> dict[str, Any]:
     )
     model = with_deltas(backend.patcher, {n: torch.ones_like(w) for n, w in weights.items()}, record)
     # of CLIP and VAE only what saving asks of them: the vocabulary alone would be 150 MB
-    clip = SimpleNamespace(load_model=lambda: backend.patcher, get_sd=dict, patcher=SimpleNamespace(model_size=lambda: 0))
+    clip = SimpleNamespace(load_model=lambda: backend.patcher, get_sd=dict, state_dict_for_saving=dict,
+                           patcher=SimpleNamespace(model_size=lambda: 0))  # fmt: skip
     vae = SimpleNamespace(get_sd=dict, patcher=clip.patcher)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
